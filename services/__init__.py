@@ -1,0 +1,4 @@
+"""What lives long, and the wiring: the trainer, the run directory, the reports, the command line.
+
+May import everything.
+"""

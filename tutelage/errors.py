@@ -1,0 +1,17 @@
+"""Errors that a user can act on: each names what was wrong, where, and what to do."""
+
+
+class TutelageError(Exception):
+    """Base of all errors that the command line prints as one line and a non-zero exit."""
+
+
+class ConfigError(TutelageError):
+    """A setting that is unknown, of the wrong type, or at odds with another one."""
+
+
+class OracleError(TutelageError):
+    """An expert that cannot be reached, or whose answers cannot be used."""
+
+
+class DatasetError(TutelageError):
+    """Data on disk, or offered for it, that cannot be used."""
