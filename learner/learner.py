@@ -1,0 +1,265 @@
+"""The learner: rollouts in, weights out. RLlib's TorchLearner with a plain minibatch loop.
+
+What a method decides is in `learner.methods`; here is what all share: the dataset, tensors prepared once per
+update, fused Adam, gradient clipping, learning-rate schedules, several learners with equal shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+import tree
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from torch import Tensor
+
+from learner.dataset import Dataset
+from learner.demonstrations import load_demonstrations
+from learner.methods._base import Columns, Method
+from learner.nets import PolicyModule
+from learner.reward_scale import RewardScale
+from tutelage.types import Rollout, Tree
+
+CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
+PREDICT_ROWS = 4_096  # observations in one forward without gradients
+
+
+class MethodLearner(TorchLearner):
+    """Runs any method. Settings come from `config.learning_method`, `config.dataset_path` and RLlib's own sections."""
+
+    def build(self) -> None:
+        if not self.config.num_gpus_per_learner:
+            torch.set_num_threads(max(1, int(self.config.num_cpus_per_learner or 1)))
+        super().build()
+        self.method: Method = self.config.learning_method
+        self.reward_scale = RewardScale()
+        self.dataset: Dataset | None = None
+        if self.method.learns_from == "dataset":
+            self.dataset = self._open_dataset(Path(self.config.dataset_path))
+
+    def _open_dataset(self, path: Path) -> Dataset:
+        """The run's dataset: written by the first learner, read by all."""
+        if not self._is_first():
+            self._barrier()
+            return Dataset(path, writable=False)
+        dataset = Dataset(path)
+        demonstrations = getattr(self.method, "demonstrations", None)
+        if demonstrations:
+            dataset.append_demonstrations(load_demonstrations(demonstrations), key=f"file:{demonstrations}")
+        self._barrier()
+        return dataset
+
+    @property
+    def policy(self) -> PolicyModule:
+        return self.module[DEFAULT_MODULE_ID]  # type: ignore[return-value]
+
+    # RLlib's hooks
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        params = self.get_parameters(self.module[module_id])
+        fused = all(param.is_cuda or param.device.type == "cpu" for param in params)
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=torch.optim.Adam(params, eps=1e-5, fused=fused),
+            params=params,
+            lr_or_lr_schedule=config.lr,
+        )
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Begin with the first learner's weights. One flat all-reduce a minibatch then does what DDP would, at
+        half its cost for small networks."""
+        if self.config.num_learners > 1:
+            for tensor in [*self.policy.parameters(), *self.policy.buffers()]:
+                dist.broadcast(tensor.data, src=0)
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component("reward_scale", components, not_components):
+            state["reward_scale"] = self.reward_scale.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if "reward_scale" in state:
+            self.reward_scale.set_state(state["reward_scale"])
+
+    def update(  # type: ignore[override]
+        self, rollouts: Sequence[Rollout | ray.ObjectRef], *, key: str, seed: int, env_steps: int
+    ) -> dict[str, float]:
+        """Learn from `rollouts`, and for dataset methods from all before them.
+
+        `key` names the rollouts, so that they are stored once even if they are sent twice. Returns means over
+        the minibatches of what the method reports, `minibatches`, and `dataset`, `expert_labels` and
+        `dataset_steps` where there is a dataset.
+        """
+        self.before_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
+        self._weights_seq_no += 1
+        fetched = [ray.get(r) if isinstance(r, ray.ObjectRef) else r for r in rollouts]
+        figures = self._descend(self._chunks(fetched, key=key, seed=seed))
+        self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
+        if self.dataset is not None:
+            figures |= {
+                "dataset": len(self.dataset),
+                "expert_labels": self.dataset.labels,
+                "dataset_steps": self.dataset.steps,
+            }
+        return figures
+
+    # Data
+
+    def _chunks(self, rollouts: Sequence[Rollout], *, key: str, seed: int) -> Iterator[Columns]:
+        if self.dataset is None:
+            return self._chunks_of_rollouts(rollouts, seed=seed)
+        return self._chunks_of_dataset(self.dataset, rollouts, key=key, seed=seed)
+
+    def _chunks_of_dataset(
+        self, dataset: Dataset, rollouts: Sequence[Rollout], *, key: str, seed: int
+    ) -> Iterator[Columns]:
+        """D ← D ∪ D_i, then shuffled passes over this learner's share of D."""
+        if rollouts and self._is_first():
+            dataset.append(rollouts, key=key)
+        self._barrier()
+        if not self._is_first():
+            dataset.refresh()
+        self._set_norms(dataset)
+        for chunk in dataset.batches(
+            rows=CHUNK_ROWS,
+            seed=seed,
+            epochs=self.config.num_epochs or 1,
+            rank=self._rank(),
+            world=self._world(),
+        ):
+            yield tree.map_structure(self.tensor, chunk)
+
+    def _set_norms(self, dataset: Dataset) -> None:
+        count, means, variances = dataset.moments()
+        for i, norms in self.policy.norms():
+            for norm in norms:
+                norm.set(count, self.tensor(means[i]), self.tensor(variances[i]))
+
+    def _chunks_of_rollouts(self, rollouts: Sequence[Rollout], *, seed: int) -> Iterator[Columns]:
+        """Shuffled passes over this learner's share of the newest rollouts, labelled by the method.
+
+        Every learner labels all of them and takes every `world`-th row, so that all see the same moments and
+        take equally many steps.
+        """
+        new = self._norms_are_new()
+        if new:
+            self._merge_norms(rollouts)
+        labelled = [self.method.label(rollout, self) for rollout in rollouts]
+        columns = tree.map_structure(lambda *parts: torch.cat(parts), *labelled)
+        rows = len(tree.flatten(columns)[0]) // self._world() * self._world()
+        share = tree.map_structure(lambda x: x[self._rank() : rows : self._world()], columns)
+        generator = np.random.default_rng(seed)
+        for _ in range(self.config.num_epochs or 1):
+            order = torch.from_numpy(generator.permutation(rows // self._world()))
+            yield tree.map_structure(lambda x, order=order: x.index_select(0, order), share)
+        if not new:
+            self._merge_norms(rollouts)
+
+    def _norms_are_new(self) -> bool:
+        return any(float(norm.count) == 0 for _, norms in self.policy.norms() for norm in norms)
+
+    def _merge_norms(self, rollouts: Sequence[Rollout]) -> None:
+        """Frozen while these rollouts are learned from; the next ones are collected with the new moments."""
+        for i, norms in self.policy.norms():
+            leaves = [tree.flatten(rollout.obs)[i][:-1] for rollout in rollouts]
+            x = torch.cat([self.tensor(leaf.reshape(-1, leaf.shape[-1])) for leaf in leaves])
+            for norm in norms:
+                norm.merge(x)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """`array` on the learner's device; arrays out of the object store are read-only, so they are copied."""
+        tensor = torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+        return tensor.to(self._device)
+
+    # What a method's `label` may ask (learner.methods._base.Critic)
+
+    @torch.no_grad()
+    def predict(self, obs: Tree, *, leading: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Distribution parameters [*leading, P] and values [*leading] of observations [*leading, ...]."""
+        flat = tree.map_structure(lambda leaf: leaf.reshape(-1, *leaf.shape[len(leading) :]), obs)
+        params, values = [], []
+        for start in range(0, int(np.prod(leading)), PREDICT_ROWS):
+            part = tree.map_structure(lambda leaf: self.tensor(leaf[start : start + PREDICT_ROWS]), flat)  # noqa: B023
+            params.append(self.policy.policy(part))
+            values.append(self.policy.value(part))
+        return torch.cat(params).unflatten(0, leading), torch.cat(values).unflatten(0, leading)
+
+    def scale_rewards(self, rollout: Rollout, gamma: float) -> Tensor:
+        """Rewards [T, B] over the running standard deviation of the discounted return."""
+        return self.tensor(rollout.rewards / np.float32(self.reward_scale.update(rollout, gamma)))
+
+    # Descent
+
+    def _descend(self, chunks: Iterator[Columns]) -> dict[str, float]:
+        """One optimiser step a minibatch; means of the method's figures over the minibatches."""
+        size = self.config.minibatch_size
+        optimiser = self.get_optimizer(DEFAULT_MODULE_ID)
+        params = self._optimizer_parameters[optimiser]
+        sums: dict[str, Tensor] = {}
+        steps = 0
+        for minibatch in minibatches(chunks, size):
+            loss, figures = self.method.loss(self.policy, minibatch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self._share_gradients(params)
+            if self.config.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(params, self.config.grad_clip)
+            optimiser.step()
+            steps += 1
+            for name, value in figures.items():
+                sums[name] = sums[name] + value if name in sums else value
+        means = {name: float(total) / steps for name, total in sums.items()}
+        if not all(map(np.isfinite, means.values())):
+            raise FloatingPointError(f"the loss diverged: {means}; try a smaller training.lr")
+        return {**means, "minibatches": steps}
+
+    def _share_gradients(self, params: Sequence[Tensor]) -> None:
+        """Average the gradients over all learners by one flat all-reduce."""
+        if self._world() == 1:
+            return
+        gradients = [param.grad for param in params if param.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self._world()
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _world(self) -> int:
+        return max(1, self.config.num_learners)
+
+    def _rank(self) -> int:
+        return dist.get_rank() if self._world() > 1 else 0
+
+    def _is_first(self) -> bool:
+        return self._rank() == 0
+
+    def _barrier(self) -> None:
+        if self._world() > 1:
+            dist.barrier()
+
+
+def minibatches(chunks: Iterator[Columns], size: int | None) -> Iterator[Columns]:
+    """Equal slices of `size` rows of each chunk; what is left over at a chunk's end is a smaller one, unless
+    it is too small to be worth a step (less than half of `size`). `size` None: whole chunks."""
+    for chunk in chunks:
+        rows = len(tree.flatten(chunk)[0])
+        step = min(size or rows, rows)
+        for start in range(0, rows, step):
+            if rows - start >= step / 2:
+                yield tree.map_structure(lambda x: x[start : start + step], chunk)  # noqa: B023
+
+
+def metrics_of(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Figures of several learners as one: the mean of what differs, the first of what is common."""
+    first = results[0]
+    return {name: float(np.mean([result[name] for result in results])) for name in first}

@@ -1,0 +1,98 @@
+"""Every formula of ours, pure: tensors in, tensors out; shapes and papers beside them.
+
+Axes: N samples, T time, B environments, P distribution parameters. Parameters are laid out as in
+`tutelage.policy`; log-probabilities and entropies are summed over the components of an action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage.policy import Distribution
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def log_prob(params: Tensor, actions: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
+    """log π(a|s) [N] of `actions` [N, ...] under `params` [N, P]."""
+    match distribution:
+        case "gaussian":
+            mean, log_std = params.chunk(2, dim=-1)
+            z = (actions - mean) * torch.exp(-log_std)
+            return (-0.5 * (z * z + LOG_2PI) - log_std).sum(-1)
+        case "categorical":
+            return -F.cross_entropy(params, actions.long(), reduction="none")
+        case "multi_categorical":
+            parts = zip(params.split(list(nvec), dim=-1), actions.long().unbind(-1), strict=True)
+            return -sum_of([F.cross_entropy(logits, a, reduction="none") for logits, a in parts])
+        case "bernoulli":
+            return -F.binary_cross_entropy_with_logits(params, actions.float(), reduction="none").sum(-1)
+
+
+def entropy(params: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
+    """Entropy [N] in nats of the distributions `params` [N, P]."""
+    match distribution:
+        case "gaussian":
+            log_std = params.chunk(2, dim=-1)[1]
+            return (log_std + 0.5 * (1 + LOG_2PI)).sum(-1)
+        case "categorical":
+            return categorical_entropy(params)
+        case "multi_categorical":
+            return sum_of([categorical_entropy(logits) for logits in params.split(list(nvec), dim=-1)])
+        case "bernoulli":
+            p = torch.sigmoid(params)
+            return F.binary_cross_entropy_with_logits(params, p, reduction="none").sum(-1)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Entropy [N] of softmax(`logits` [N, n])."""
+    logp = F.log_softmax(logits, dim=-1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def sum_of(parts: Sequence[Tensor]) -> Tensor:
+    """Elementwise sum of equally shaped tensors."""
+    return torch.stack(list(parts)).sum(0)
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    ends: Tensor,
+    *,
+    gamma: float,
+    lambda_: float,
+) -> Tensor:
+    """GAE(γ, λ) [T, B]: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al., 2016, eq. 16).
+
+    All arguments are [T, B]. `next_values` is the value of the state that the action led to, also where an
+    episode ended there; a time limit (`ends` but not `terminated`) is bootstrapped from it, a terminal state is
+    worth nothing.
+    """
+    deltas = rewards + gamma * next_values * ~terminated - values
+    decay = gamma * lambda_ * (~ends).to(deltas.dtype)
+    advantages = torch.empty_like(deltas)
+    running = torch.zeros_like(deltas[0])
+    for t in range(len(deltas) - 1, -1, -1):
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
+    return advantages
+
+
+def clipped_surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
+    """−min(ρ A, clip(ρ, 1−ε, 1+ε) A), averaged (PPO; Schulman et al., 2017, eq. 7). All arguments are [N]."""
+    ratio = torch.exp(logp - logp_old)
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+
+
+def approximate_kl(logp: Tensor, logp_old: Tensor) -> Tensor:
+    """KL(π_old ‖ π) estimated from samples of π_old: mean of (ρ − 1) − log ρ, never negative (Schulman, 2020)."""
+    log_ratio = logp - logp_old
+    return (torch.expm1(log_ratio) - log_ratio).mean()

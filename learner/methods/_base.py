@@ -1,0 +1,78 @@
+"""What a method decides; everything else (collecting, storing, stepping, saving) is common to all.
+
+The loop that uses it, in words:
+
+    rollouts = runners.sample(beta=method.beta_at(i), label=method.asks)
+    if method.learns_from == "dataset":            # D ← D ∪ D_i, then minibatches of D
+        dataset.append(rollouts)
+        loss, figures = method.loss(module, {"obs": ..., "actions": ...})
+    else:                                          # minibatches of the newest rollouts
+        columns = method.label(rollout, learner)
+        loss, figures = method.loss(module, columns[minibatch])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from tutelage.types import Array, Rollout, Tree
+
+Columns = dict[str, Any]
+"""Tensors (or trees of them, under "obs") that share their first axis [N]."""
+
+
+class Policy(Protocol):
+    """What a loss may use of a module: `learner.nets.PolicyModule`."""
+
+    def policy(self, obs: Tree) -> Tensor: ...
+    def value(self, obs: Tree) -> Tensor: ...
+    @property
+    def distribution(self) -> Any: ...
+    @property
+    def nvec(self) -> Any: ...
+
+
+class Critic(Protocol):
+    """What `label` may ask of the learner: predictions without gradients, rewards on a common scale."""
+
+    def predict(self, obs: Tree, *, leading: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Distribution parameters [*leading, P] and values [*leading] of observations [*leading, ...]."""
+        ...
+
+    def scale_rewards(self, rollout: Rollout, gamma: float) -> Tensor:
+        """Rewards [T, B] over the running standard deviation of the discounted return."""
+        ...
+
+    def tensor(self, array: Array) -> Tensor:
+        """A copy of `array` on the learner's device."""
+        ...
+
+    @property
+    def policy(self) -> Policy: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to learn. Fields are its settings; subclasses override only their own cells."""
+
+    learns_from: ClassVar[Literal["dataset", "rollouts"]] = "rollouts"
+    asks: ClassVar[bool] = False  # the expert, what it would do in every visited state
+    explores: ClassVar[bool] = False  # rollouts sample from the policy instead of taking its mode
+    needs_value: ClassVar[bool] = False
+    training: ClassVar[Mapping[str, Any]] = {}  # vetted defaults of the section `training`
+
+    def beta_at(self, i: int) -> float:
+        """β_i, the probability that the expert acts in round i."""
+        return 0.0
+
+    def label(self, rollout: Rollout, critic: Critic) -> Columns:
+        """The rows of a rollout that the loss learns from. Only for methods that learn from rollouts."""
+        raise NotImplementedError(f"{type(self).__name__} learns from a dataset")
+
+    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The scalar to descend, and scalars to report."""
+        raise NotImplementedError

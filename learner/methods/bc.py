@@ -1,0 +1,43 @@
+"""Behaviour cloning: imitate the expert in the states that the expert visits (Pomerleau, 1989).
+
+Minimises −log π(a|s) over demonstrations. Its cost grows with the square of the horizon: where the clone errs
+with probability ε a step, J(π) ≤ J(π*) + ε T² (Ross & Bagnell, 2010), since an error leads to states that no
+demonstration shows.
+
+The demonstrations come from files (`demonstrations`), from the expert itself, which then acts in every step
+(β = 1), or from both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from learner.losses import entropy, log_prob
+from learner.methods._base import Columns, Method, Policy
+
+
+@dataclass(frozen=True)
+class BC(Method):
+    """Behaviour cloning of demonstrations or of an expert that acts."""
+
+    learns_from = "dataset"
+    asks = True
+    training: ClassVar = {"lr": 1e-3, "minibatch_size": 256, "num_epochs": 4}
+
+    demonstrations: str | None = None  # a file or a run's dataset folder to start from
+    entropy_coefficient: float = 0.0  # bonus for random policies; 1e-3 keeps a gaussian from collapsing
+
+    def beta_at(self, i: int) -> float:
+        return 1.0
+
+    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
+        params = policy.policy(minibatch["obs"])
+        nll = -log_prob(params, minibatch["actions"], policy.distribution, policy.nvec).mean()
+        if not self.entropy_coefficient:
+            return nll, {"loss": nll.detach()}
+        h = entropy(params, policy.distribution, policy.nvec).mean()
+        return nll - self.entropy_coefficient * h, {"loss": nll.detach(), "entropy": h.detach()}

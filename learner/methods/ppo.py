@@ -1,0 +1,96 @@
+"""PPO: reinforcement learning as usual, by the clipped surrogate (Schulman et al., 2017).
+
+Maximises E[min(ρ A, clip(ρ, 1−ε, 1+ε) A)] with advantages by GAE (Schulman et al., 2016). Details that matter on
+MuJoCo (Engstrom et al., 2020; Andrychowicz et al., 2021), all here: observations normalised by running
+moments, rewards divided by the running standard deviation of the discounted return, advantages normalised per
+minibatch, orthogonal weights, small last layer, actions clipped only at the environment.
+
+Departures: observation moments are frozen while rollouts are collected and learned from, so that the old
+log-probabilities are those of the policy that acted; a time limit is bootstrapped from the final observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import tree
+from torch import Tensor
+
+from learner.losses import approximate_kl, clipped_surrogate, entropy, generalized_advantages, log_prob
+from learner.methods._base import Columns, Critic, Method, Policy
+from tutelage.types import Rollout
+
+
+@dataclass(frozen=True)
+class PPO(Method):
+    """Proximal policy optimisation on the environment's own reward."""
+
+    explores = True
+    needs_value = True
+    training: ClassVar = {"lr": 3e-4, "minibatch_size": 256, "num_epochs": 10, "grad_clip": 0.5}
+
+    gamma: float = 0.99  # discount
+    lambda_: float = 0.95  # of GAE
+    clip: float = 0.2  # ε of the surrogate
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.0
+    normalise_rewards: bool = True
+    normalise_advantages: bool = True
+
+    def label(self, rollout: Rollout, critic: Critic) -> Columns:
+        T, B = rollout.shape
+        params, values = critic.predict(rollout.obs, leading=(T + 1, B))
+        advantages = self.advantages(rollout, critic, values)
+        actions = tree.map_structure(lambda leaf: critic.tensor(leaf), rollout.actions)
+        logp = log_prob(
+            params[:-1].flatten(0, 1), actions.flatten(0, 1), critic.policy.distribution, critic.policy.nvec
+        )
+        columns = {
+            "obs": tree.map_structure(lambda leaf: critic.tensor(leaf[:-1]), rollout.obs),
+            "actions": actions,
+            "logp": logp.unflatten(0, (T, B)),
+            "advantages": advantages,
+            "returns": advantages + values[:-1],
+        }
+        if rollout.valid is None:
+            return tree.map_structure(lambda x: x.flatten(0, 1), columns)
+        valid = critic.tensor(rollout.valid)
+        return tree.map_structure(lambda x: x[valid], columns)
+
+    def advantages(self, rollout: Rollout, critic: Critic, values: Tensor) -> Tensor:
+        """GAE [T, B] from the values [T+1, B] of all observations and those of the final ones."""
+        if self.normalise_rewards:
+            rewards = critic.scale_rewards(rollout, self.gamma)
+        else:
+            rewards = critic.tensor(rollout.rewards)
+        next_values = values[1:].clone()
+        if len(rollout.final_t):
+            final_values = critic.predict(rollout.final_obs, leading=(len(rollout.final_t),))[1]
+            next_values[critic.tensor(rollout.final_t).long(), critic.tensor(rollout.final_b).long()] = final_values
+        terminated = critic.tensor(rollout.terminated)
+        ends = terminated | critic.tensor(rollout.truncated)
+        return generalized_advantages(
+            rewards, values[:-1], next_values, terminated, ends, gamma=self.gamma, lambda_=self.lambda_
+        )
+
+    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
+        params = policy.policy(minibatch["obs"])
+        logp = log_prob(params, minibatch["actions"], policy.distribution, policy.nvec)
+        advantages = minibatch["advantages"]
+        if self.normalise_advantages:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        surrogate = clipped_surrogate(logp, minibatch["logp"], advantages, clip=self.clip)
+        value_loss = 0.5 * (policy.value(minibatch["obs"]) - minibatch["returns"]).square().mean()
+        h = entropy(params, policy.distribution, policy.nvec).mean()
+        loss = surrogate + self.value_coefficient * value_loss - self.entropy_coefficient * h
+        with torch.no_grad():
+            kl = approximate_kl(logp, minibatch["logp"])
+        return loss, {
+            "loss": surrogate.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": h.detach(),
+            "kl": kl,
+        }

@@ -1,0 +1,278 @@
+"""Policies and value functions as RLModules: MLPs on flat observations, encoders per leaf on all others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tree
+from ray.rllib.core.models.catalog import Catalog
+from ray.rllib.core.models.configs import CNNEncoderConfig
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tutelage.errors import ConfigError
+from tutelage.plugins import did_you_mean
+from tutelage.policy import MLPPolicy, distribution_of, mode
+from tutelage.types import Tree
+
+DEFAULTS: Mapping[str, Any] = {
+    "fcnet_hiddens": [64, 64],
+    "fcnet_activation": "tanh",
+    "conv_filters": None,  # RLlib's [[channels, kernel, stride], ...]; None: chosen by the image's size
+    "log_std_init": 0.0,  # of gaussian policies
+    "normalise_observations": True,  # flat float observations: zero mean, unit variance, clipped
+    "value": True,  # a value function beside the policy
+}
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+OBS_CLIP = 10.0
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+def model_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`DEFAULTS` with what was given. Raises ConfigError naming an unknown key or activation."""
+    for key in given:
+        if key not in DEFAULTS:
+            raise ConfigError(f"rl_module.model_config.{key} is unknown{did_you_mean(key, DEFAULTS)}")
+    config = {**DEFAULTS, **given}
+    if config["fcnet_activation"] not in ACTIVATIONS:
+        raise ConfigError(
+            f"rl_module.model_config.fcnet_activation: {config['fcnet_activation']!r} is not one of "
+            + ", ".join(ACTIVATIONS)
+        )
+    return config
+
+
+class ObservationNorm(nn.Module):
+    """(x − mean) / std over everything seen so far, clipped to ± OBS_CLIP. The moments travel with the weights."""
+
+    mean: Tensor
+    std: Tensor
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).clamp(-OBS_CLIP, OBS_CLIP)
+
+    @torch.no_grad()
+    def set(self, count: float, mean: Tensor, var: Tensor) -> None:
+        """Use these moments; features that hardly vary are only shifted."""
+        self.count.fill_(count)
+        self.mean.copy_(mean)
+        std = var.clamp(min=0).sqrt()
+        self.std.copy_(torch.where(std > 1e-4, std, torch.ones_like(std)))
+
+    @torch.no_grad()
+    def merge(self, x: Tensor) -> None:
+        """Take the observations `x` [N, D] into account (Chan et al., 1979, parallel variance)."""
+        n, mean, var = len(x), x.double().mean(0), x.double().var(0, unbiased=False)
+        old = float(self.count)
+        if old == 0:
+            return self.set(n, mean, var)
+        total = old + n
+        delta = mean - self.mean
+        merged = (self.std.double() ** 2 * old + var * n + delta**2 * old * n / total) / total
+        self.set(total, self.mean + delta * n / total, merged)
+
+
+def mlp(sizes: Sequence[int], activation: str, *, output_gain: float) -> nn.Sequential:
+    """Linear layers with `activation` between them, orthogonal weights, zero biases."""
+    layers: list[nn.Module] = []
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        last = i == len(sizes) - 2
+        linear = nn.Linear(n_in, n_out)
+        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+def is_flat(space: gym.Space) -> bool:
+    """A float Box of one axis: what an MLP takes as it is."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
+
+
+class LeafEncoder(nn.Module):
+    """Features [N, size] of one leaf of an observation: images through RLlib's catalog, the rest flattened."""
+
+    def __init__(self, space: gym.Space, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.space = space
+        self.cnn: nn.Module | None = None
+        self.norm: ObservationNorm | None = None
+        if isinstance(space, gym.spaces.Box) and len(space.shape) == 3:
+            encoder = image_encoder(space, config["conv_filters"])
+            self.cnn, self.size = encoder.build("torch"), int(np.prod(encoder.output_dims))
+        else:
+            self.size = gym.spaces.flatdim(space)
+            if config["normalise_observations"] and is_flat(space):
+                self.norm = ObservationNorm(self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cnn is not None:
+            scale = 255.0 if self.space.dtype == np.uint8 else 1.0
+            return self.cnn({"obs": x.float() / scale})["encoder_out"].flatten(1)
+        if isinstance(self.space, gym.spaces.Discrete):
+            return F.one_hot(x.long() - int(self.space.start), int(self.space.n)).float()
+        if isinstance(self.space, gym.spaces.MultiDiscrete):
+            columns = zip(x.flatten(1).long().unbind(-1), self.space.nvec.ravel(), strict=True)
+            return torch.cat([F.one_hot(column, int(n)) for column, n in columns], dim=-1).float()
+        x = x.float().flatten(1)
+        return x if self.norm is None else self.norm(x)
+
+
+def image_encoder(space: gym.spaces.Box, conv_filters: Any) -> CNNEncoderConfig:
+    """RLlib's convolutional encoder for an image of shape (height, width, channels)."""
+    settings = DefaultModelConfig(conv_filters=conv_filters, head_fcnet_hiddens=[])
+    try:
+        config = Catalog._get_encoder_config(space, {**vars(settings)})
+    except ValueError:
+        config = None
+    if not isinstance(config, CNNEncoderConfig):
+        raise ConfigError(
+            f"no default convolution for images of shape {space.shape}; "
+            "set rl_module.model_config.conv_filters to [[channels, kernel, stride], ...]"
+        )
+    return config
+
+
+class Encoder(nn.Module):
+    """Features [N, size] of an observation tree: the leaves' features side by side."""
+
+    def __init__(self, space: gym.Space, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.leaves = nn.ModuleList([LeafEncoder(leaf, config) for leaf in leaf_spaces(space)])
+        self.size = sum(leaf.size for leaf in self.leaves)  # type: ignore[misc]
+
+    def forward(self, obs: Tree) -> Tensor:
+        leaves = tree.flatten(obs)
+        return torch.cat([encode(x) for encode, x in zip(self.leaves, leaves, strict=True)], dim=-1)
+
+
+def leaf_spaces(space: gym.Space) -> list[gym.Space]:
+    """Leaves of nested Dict and Tuple spaces, in dm-tree's order."""
+    if isinstance(space, gym.spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in leaf_spaces(space[key])]
+    if isinstance(space, gym.spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
+    return [space]
+
+
+class PolicyModule(TorchRLModule, InferenceOnlyAPI):
+    """A policy and, where a method needs one, a value function of their own encoders.
+
+    `policy(obs)` are distribution parameters [N, P] in the layout of `tutelage.policy`, `value(obs)` is [N].
+    """
+
+    def setup(self) -> None:
+        config = model_config(self.model_config or {})
+        self.distribution, self.nvec = distribution_of(self.action_space)
+        hiddens, activation = config["fcnet_hiddens"], config["fcnet_activation"]
+        self.encoder = Encoder(self.observation_space, config)
+        outputs = {
+            "gaussian": lambda space: space.shape[0],
+            "categorical": lambda space: int(space.n),
+            "multi_categorical": lambda space: int(space.nvec.sum()),
+            "bernoulli": lambda space: space.shape[0],
+        }[self.distribution](self.action_space)
+        self.pi = mlp([self.encoder.size, *hiddens, outputs], activation, output_gain=0.01)
+        self.log_std: nn.Parameter | None = None
+        if self.distribution == "gaussian":
+            self.log_std = nn.Parameter(torch.full((outputs,), float(config["log_std_init"])))
+        self.value_encoder: Encoder | None = None
+        if config["value"] and not self.inference_only:
+            if not self.is_mlp():
+                self.value_encoder = Encoder(self.observation_space, {**config, "normalise_observations": True})
+            self.vf = mlp([self.encoder.size, *hiddens, 1], activation, output_gain=1.0)
+        self.activation = activation
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["vf", "value_encoder"]
+
+    def is_mlp(self) -> bool:
+        """The observation is flat, so that the policy can be run in numpy."""
+        return is_flat(self.observation_space)
+
+    def policy(self, obs: Tree) -> Tensor:
+        """Distribution parameters [N, P] for observations [N, ...]."""
+        x = self.pi(self.encoder(obs))
+        if self.log_std is None:
+            return x
+        return torch.cat([x, self.log_std.clamp(*LOG_STD_RANGE).expand_as(x)], dim=-1)
+
+    def value(self, obs: Tree) -> Tensor:
+        """State values [N]."""
+        encoder = self.encoder if self.value_encoder is None else self.value_encoder
+        return self.vf(encoder(obs)).squeeze(-1)
+
+    def norms(self) -> list[tuple[int, list[ObservationNorm]]]:
+        """The normalisers of each leaf of the observation that has any, by the leaf's number."""
+        encoders = [encoder for encoder in (self.encoder, self.value_encoder) if encoder is not None]
+        by_leaf = enumerate(zip(*(encoder.leaves for encoder in encoders), strict=True))
+        found = ((i, [leaf.norm for leaf in leaves if leaf.norm is not None]) for i, leaves in by_leaf)
+        return [(i, norms) for i, norms in found if norms]
+
+    def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        return {"action_dist_inputs": self.policy(batch["obs"])}
+
+    def policy_arrays(self) -> MLPPolicy | None:
+        """This policy in numpy, copied; None where it is not a plain MLP."""
+        if not self.is_mlp():
+            return None
+        linears = [layer for layer in self.pi if isinstance(layer, nn.Linear)]
+        norm = self.encoder.leaves[0].norm
+        return MLPPolicy(
+            weights=[np.ascontiguousarray(to_numpy(layer.weight).T) for layer in linears],
+            biases=[to_numpy(layer.bias) for layer in linears],
+            activation=self.activation,
+            distribution=self.distribution,
+            nvec=self.nvec,
+            obs_mean=None if norm is None else to_numpy(norm.mean),
+            obs_std=None if norm is None else to_numpy(norm.std),
+            obs_clip=None if norm is None else OBS_CLIP,
+            log_std=None if self.log_std is None else to_numpy(self.log_std.clamp(*LOG_STD_RANGE)),
+        )
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
+
+
+class ModulePolicy:
+    """An oracle that acts greedily with a PolicyModule: for policies that numpy cannot run."""
+
+    def __init__(self, module: PolicyModule) -> None:
+        self.module = module.eval()
+
+    @torch.inference_mode()
+    def act(self, obs: Tree) -> np.ndarray:
+        params = self.module.policy(tree.map_structure(torch.as_tensor, obs))
+        actions = mode(params.numpy(), self.module.distribution, self.module.nvec)
+        space = self.module.action_space
+        if isinstance(space, gym.spaces.Box):
+            return np.clip(actions, space.low, space.high)
+        return actions + int(space.start) if isinstance(space, gym.spaces.Discrete) else actions
+
+
+def save_module(module: PolicyModule, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a policy that is not a plain MLP so that `checkpoint:FOLDER` finds it."""
+    module.save_to_path(str(folder.resolve() / "module"))
+    (folder / "policy.json").write_text(json.dumps({"loader": "learner.nets:load_policy", **metadata}))
+
+
+def load_policy(folder: Path) -> ModulePolicy:
+    """The policy that `save_module` wrote. RLlib's checkpoints are pickles: load only your own."""
+    return ModulePolicy(TorchRLModule.from_checkpoint(str(folder.resolve() / "module")))

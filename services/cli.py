@@ -1,0 +1,163 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="tutelage",
+    help="Train agents from people: demonstrations, an expert who answers, comparisons, praise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+oracle_app = typer.Typer(help="Experts as services.", no_args_is_help=True)
+app.add_typer(oracle_app, name="oracle")
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A preset's name (`tutelage presets`) or a YAML file.")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes, e.g. `env_runners.num_env_runners=4`."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, e.g. `runs/NAME`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the result as JSON.")]
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory; default `runs/CONFIG-DATE`.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an agent.
+
+    Try `tutelage train dagger-cartpole`, or with an expert of your own
+    `tutelage train dagger-hopper expert.oracle=grpc://host:50051`. `seeds=10` trains ten seeds.
+
+    Ctrl-C ends the run after the current round with a checkpoint; `tutelage resume RUN` goes on.
+    """
+    from services.job import train_command
+
+    _finish(train_command(config, overrides or [], run, quiet=as_json), as_json)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run that was interrupted, from its last checkpoint; labels on disk are kept.
+
+    Sections `stop`, `run` and `expert` may be changed, e.g. `stop.rounds=100`.
+    """
+    from services.job import resume_command
+
+    _finish(resume_command(run, overrides or [], quiet=as_json), as_json)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to measure the return by.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the episodes; not the ones the policy was chosen by.")] = 1,
+    video: Annotated[Path | None, typer.Option(help="Record one episode, as .mp4 or .webm.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the best policy of a run on fresh episodes."""
+    from services.job import evaluate_command
+
+    _finish(evaluate_command(run, episodes=episodes, seed=seed, video=video), as_json)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; seeds are pooled.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG, PDF or SVG.")] = Path("returns.png"),
+) -> None:
+    """Plot learning curves: interquartile means over seeds with bootstrap intervals."""
+    from services.report import plot as draw
+
+    draw(runs, output)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def scale(
+    run: RunArgument,
+    num_env_runners: Annotated[int, typer.Argument(min=1, help="Rollout actors from the next round on.")],
+) -> None:
+    """Change the number of rollout actors of a run while it goes on."""
+    from services.job import scale_command
+
+    scale_command(run, num_env_runners)
+    typer.echo(f"{run} will use {num_env_runners} env runners from its next round on")
+
+
+@app.command()
+def presets() -> None:
+    """List the configurations that come with Tutelage."""
+    from services.overrides import presets as shipped
+
+    for name, description in shipped().items():
+        typer.echo(f"{name:22} {description}")
+
+
+@app.command()
+def doctor(
+    oracle: Annotated[str | None, typer.Option(help="Also reach this expert, e.g. `grpc://host:50051`.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Also check this dataset folder.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Also start Ray, which takes some seconds.")] = False,
+) -> None:
+    """Check this machine: versions, environments, video, disk; each failing line says what to do."""
+    from services.doctor import doctor as examine
+
+    raise typer.Exit(examine(oracle=oracle, dataset=dataset, start_ray=ray))
+
+
+@oracle_app.command("serve")
+def serve(
+    oracle: Annotated[
+        str, typer.Argument(help="`scripted:NAME`, `checkpoint:PATH`, `module:attr` or `file.py:attr`.")
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keyword arguments of the oracle.")
+    ] = None,
+    env: Annotated[str | None, typer.Option(help="The environment it is for; its spaces are announced.")] = None,
+    address: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.")] = "127.0.0.1:50051",
+    max_batch: Annotated[int, typer.Option(min=1, help="States in one forward, over all callers.")] = 4096,
+    max_delay_ms: Annotated[float, typer.Option(min=0, help="How long a call waits for others to join.")] = 0.0,
+) -> None:
+    """Serve an expert over gRPC until SIGTERM or Ctrl-C, which let accepted calls finish."""
+    from services.job import serve_command
+
+    serve_command(oracle, arguments or [], env=env, address=address, max_batch=max_batch, max_delay_s=max_delay_ms / 1e3)
+
+
+def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:
+    if as_json and summary is not None:
+        typer.echo(json.dumps(summary))
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are one line and exit status 2."""
+    from tutelage.errors import TutelageError
+
+    try:
+        app()
+    except TutelageError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

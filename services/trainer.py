@@ -1,0 +1,557 @@
+"""The trainer: RLlib's Algorithm with one step for every method, collect → ask → learn → publish → validate."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
+
+from actors.env_runner import RolloutRunner
+from actors.environments import make_env
+from expert_oracle.checkpoint import save_policy
+from expert_oracle.loading import OracleSpec
+from learner.learner import MethodLearner, metrics_of
+from learner.methods import make_method
+from learner.methods._base import Method
+from learner.nets import PolicyModule, model_config, save_module
+from services.report import mean_ci95
+from tutelage.errors import ConfigError, OracleError, TutelageError
+from tutelage.types import Array, EnvRecipe, Failure, Rollout, SampleRequest
+
+RETURN_WINDOW = 100  # training episodes in `return_window`
+
+
+class TrainerConfig(AlgorithmConfig):
+    """RLlib's configuration with what learning from people needs besides.
+
+    TrainerConfig().environment("Hopper-v5").env_runners(num_env_runners=2, num_envs_per_env_runner=4)
+        .expert(oracle="grpc://host:50051").method("dagger", beta="0.5**i").build_algo()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or Trainer)
+        self.env_runner_cls = RolloutRunner
+        self.num_env_runners = 0
+        self.num_envs_per_env_runner = 8
+        self.rollout_fragment_length = 128
+        self.delay_between_env_runner_restarts_s = 1.0
+        self.env_runner_health_probe_timeout_s = 60.0
+        self.evaluation_interval = 1
+        self.evaluation_duration = 20
+        self.log_level = "ERROR"
+        self.seed = 0
+        self._model_config = {}
+        self.learning_method: Method | None = None
+        self.method_name: str | None = None
+        self.oracle_spec: OracleSpec | None = None
+        self.asynchronous = False
+        self.max_version_lag = 2
+        self.max_unlabelled = 2
+        self.mixture_per: Literal["step", "episode"] = "step"
+        self.label_batch = 4096
+        self.dataset_path: str | None = None
+        self.best_path: str | None = None
+        self._training_given: set[str] = set()
+
+    # Fluent methods: the sections of a configuration file
+
+    def method(self, name: str, **settings: Any) -> TrainerConfig:
+        """How to learn: the name of a file in `learner/methods/`, and that method's settings.
+
+        Also sets the method's vetted `training` values, where none were given.
+        """
+        self.method_name = name
+        self.learning_method = make_method(name, settings)
+        defaults = {k: v for k, v in self.learning_method.training.items() if k not in self._training_given}
+        super().training(**defaults)
+        return self
+
+    def training(self, **settings: Any) -> TrainerConfig:
+        self._training_given |= set(settings)
+        super().training(**settings)
+        return self
+
+    def expert(
+        self,
+        *,
+        oracle: str | None = NotProvided,
+        arguments: Mapping[str, Any] | None = NotProvided,
+        label_batch: int = NotProvided,
+        max_unlabelled: int = NotProvided,
+    ) -> TrainerConfig:
+        """Whom to ask.
+
+        Args:
+            oracle: `grpc://host:port`, `checkpoint:PATH`, `scripted:NAME`, `module:attr` or `file.py:attr`.
+            arguments: keyword arguments of the oracle, if it is a class.
+            label_batch: states asked about in one call.
+            max_unlabelled: rollouts of one runner that may wait for labels while it collects the next one.
+        """
+        if oracle is not NotProvided or arguments is not NotProvided:
+            known = self.oracle_spec or OracleSpec("", {})
+            word = known.oracle if oracle is NotProvided else oracle
+            given = known.arguments if arguments is NotProvided else (arguments or {})
+            self.oracle_spec = OracleSpec(word, dict(given)) if word or given else None
+        if label_batch is not NotProvided:
+            self.label_batch = label_batch
+        if max_unlabelled is not NotProvided:
+            self.max_unlabelled = max_unlabelled
+        return self
+
+    def collection(
+        self,
+        *,
+        asynchronous: bool = NotProvided,
+        max_version_lag: int = NotProvided,
+        mixture_per: Literal["step", "episode"] = NotProvided,
+    ) -> TrainerConfig:
+        """How rollouts are collected.
+
+        Args:
+            asynchronous: collect the next rollouts while learning from the last; needs num_env_runners > 0.
+            max_version_lag: updates by which the acting policy may be behind the learner.
+            mixture_per: whether the expert's turn is drawn per step (as in the DAgger paper) or per episode.
+        """
+        if asynchronous is not NotProvided:
+            self.asynchronous = asynchronous
+        if max_version_lag is not NotProvided:
+            self.max_version_lag = max_version_lag
+        if mixture_per is not NotProvided:
+            self.mixture_per = mixture_per
+        return self
+
+    def storage(self, *, dataset: str | Path | None = NotProvided, best: str | Path | None = NotProvided) -> TrainerConfig:
+        """Folders of the aggregated dataset and of the best policy."""
+        if dataset is not NotProvided:
+            self.dataset_path = None if dataset is None else str(dataset)
+        if best is not NotProvided:
+            self.best_path = None if best is None else str(best)
+        return self
+
+    # What others read
+
+    def env_recipe(self) -> EnvRecipe:
+        """How to make the environment."""
+        backend = str(self.gym_env_vectorize_mode or "sync").rsplit(".", 1)[-1].lower()
+        return EnvRecipe(id=str(self.env), kwargs=dict(self.env_config or {}), backend=backend)  # type: ignore[arg-type]
+
+    def steps_per_round(self) -> int:
+        """Environment steps that all runners together make in one round."""
+        return max(1, self.num_env_runners) * self.num_envs_per_env_runner * int(self.rollout_fragment_length)
+
+    # RLlib's hooks
+
+    def get_default_learner_class(self) -> type[MethodLearner]:
+        return MethodLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=PolicyModule)
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        needs_value = self.learning_method is not None and self.learning_method.needs_value
+        return {"value": needs_value}
+
+    def validate(self) -> None:
+        if self.learning_method is None:
+            raise ConfigError("method.name is missing; known methods: see `tutelage train --help`")
+        if self.env is None:
+            raise ConfigError("environment.env is missing, e.g. environment.env=CartPole-v1")
+        if self.learning_method.asks and self.oracle_spec is None and not self._has_demonstrations():
+            raise ConfigError(f"method {self.method_name} needs an expert; set expert.oracle")
+        if self.learning_method.learns_from == "dataset" and self.dataset_path is None:
+            raise ConfigError(f"method {self.method_name} needs a folder for its dataset; set storage.dataset")
+        if self.asynchronous and self.num_env_runners == 0:
+            raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
+        for name in ("rollout_fragment_length", "num_envs_per_env_runner", "evaluation_duration", "label_batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: expected a positive whole number, got {value!r}")
+        self.learning_method.beta_at(0)
+        model_config({k: v for k, v in (self.model_config or {}).items() if k != "value"})
+        super().validate()
+
+    def _has_demonstrations(self) -> bool:
+        return bool(getattr(self.learning_method, "demonstrations", None))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A rollout that stays in the object store. Made on a runner; fetched by remote learners, never here."""
+
+    rollout: ray.ObjectRef
+    steps: int
+    version: int
+    returns: Array  # [E] of the episodes that ended in it
+
+    def env_steps(self) -> int:
+        return self.steps
+
+
+def finished_returns(rollout: Rollout) -> Array:
+    """Undiscounted returns [E] of the episodes that ended in a rollout."""
+    return rollout.episodes.returns[rollout.episodes.done]
+
+
+def sample(
+    runner: RolloutRunner, *, request: SampleRequest, explore: bool, by_reference: bool
+) -> list[Rollout | Failure | Reference]:
+    """On a runner: collect as requested."""
+    results = runner.sample(request=request, explore=explore)
+    if not by_reference:
+        return list(results)
+    return [result if isinstance(result, Failure) else refer(result) for result in results]
+
+
+def refer(rollout: Rollout) -> Reference:
+    """On a runner: put a rollout into the object store."""
+    return Reference(
+        ray.put(rollout), rollout.env_steps(), rollout.provenance.version, finished_returns(rollout)
+    )
+
+
+class Trainer(Algorithm):
+    """One training step for every method. `figures` holds the last round's numbers, by their plain names."""
+
+    config: TrainerConfig
+
+    @classmethod
+    def get_default_config(cls) -> TrainerConfig:
+        return TrainerConfig()
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
+        """The rollout runners validate, on environments of their own."""
+        return False
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        self.round = 0
+        self.env_steps = 0
+        self.version = 0  # updates that the published policy has had
+        self.best_mean = -np.inf
+        self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.figures: dict[str, Any] = {}
+        self.ready: list[Rollout | Reference] = []  # collected asynchronously, not learned from yet
+        self.in_flight: dict[int, int] = {}  # runner -> version of the policy that it was asked to act with
+        super().setup(config)
+        if self.env_runner_group is None:
+            raise ConfigError("RLlib's offline input is not used here; set method.demonstrations")
+        self._continue_dataset()
+        self._publish()
+
+    def _continue_dataset(self) -> None:
+        """Go on after the last round that is on disk: its labels count, even if no checkpoint knows them."""
+        if self.method.learns_from != "dataset":
+            return
+        rounds, steps, labels, rows = self._first_learner(dataset_counts)
+        self.round = max(self.round, rounds)
+        self.env_steps = max(self.env_steps, steps)
+        self.figures |= {"expert_labels": labels, "dataset": rows}
+
+    @property
+    def method(self) -> Method:
+        assert self.config.learning_method is not None
+        return self.config.learning_method
+
+    # The step
+
+    def training_step(self) -> None:
+        started = time.perf_counter()
+        beta = self.method.beta_at(self.round)
+        rollouts = self._collect(beta)
+        collected = time.perf_counter()
+        steps = sum(rollout.env_steps() for rollout in rollouts)
+        self.env_steps += steps
+        learned = self._learn(rollouts)
+        self._publish()
+        self.figures = {
+            **{k: v for k, v in self.figures.items() if k in ("expert_labels", "dataset")},
+            **learned,
+            "round": self.round,
+            "beta": beta,
+            "env_steps": self.env_steps,
+            "steps_per_s": steps / max(collected - started, 1e-9),
+            "collect_s": collected - started,
+            "learn_s": time.perf_counter() - collected,
+            "num_env_runners": self.env_runner_group.num_healthy_remote_workers(),
+            **({"return_window": float(np.mean(self.returns))} if self.returns else {}),
+        }
+        for name, value in self.figures.items():
+            self.metrics.log_value(name, value, window=1)
+        self.round += 1
+
+    def _collect(self, beta: float) -> list[Rollout | Reference]:
+        if self.method.asks and self.config.oracle_spec is None:
+            return []  # demonstrations from files only
+        request = SampleRequest(
+            round=self.round,
+            beta=beta,
+            label=self.method.asks,
+            wait=not self.config.asynchronous,
+            version=self.version,
+            weights=self._weights,
+        )
+        call = partial(
+            sample,
+            request=request,
+            explore=self.method.explores,
+            by_reference=self.config.num_learners > 0 and self.config.num_env_runners > 0,
+        )
+        collect = self._collect_asynchronously if self.config.asynchronous else self._collect_synchronously
+        rollouts = collect(call)
+        for rollout in rollouts:
+            returns = rollout.returns if isinstance(rollout, Reference) else finished_returns(rollout)
+            self.returns.extend(returns.tolist())
+        return rollouts
+
+    def _collect_synchronously(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
+        """One fragment from every healthy runner."""
+        return self._until_some(lambda: self._on_runners(call))
+
+    def _collect_asynchronously(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
+        """A round's worth of the fragments that are there, while all idle runners are set to work.
+
+        Runners that act with a policy `max_version_lag` updates old are waited for.
+        """
+        wanted = self.config.steps_per_round()
+
+        def gather() -> list[Rollout | Reference]:
+            self._fetch_and_dispatch(call)
+            lagging = any(self.version - v >= self.config.max_version_lag for v in self.in_flight.values())
+            enough = sum(rollout.env_steps() for rollout in self.ready) >= wanted
+            return self.ready if enough and not lagging else []
+
+        rollouts = self._until_some(gather)
+        self.ready = []
+        return rollouts
+
+    def _fetch_and_dispatch(self, call: Callable[[RolloutRunner], Any]) -> None:
+        """Take what has arrived; the newest request goes to every runner that has none."""
+        group = self.env_runner_group
+        assert group is not None
+        for actor_id, result in group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.1):
+            self.in_flight.pop(actor_id, None)
+            self.ready += usable([result])
+        healthy = set(group.healthy_env_runner_ids())
+        self.in_flight = {i: version for i, version in self.in_flight.items() if i in healthy}
+        idle = sorted(healthy - set(self.in_flight))
+        if idle:
+            group.foreach_env_runner_async(call, tag="sample", remote_worker_ids=idle)
+            self.in_flight |= dict.fromkeys(idle, self.version)
+
+    def _on_runners(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
+        assert self.env_runner_group is not None
+        local = self.config.num_env_runners == 0
+        return usable(self.env_runner_group.foreach_env_runner(call, local_env_runner=local))
+
+    def _until_some(self, attempt: Callable[[], list[Any]]) -> list[Any]:
+        """Repeat while runners are being restarted; RuntimeError if none comes back in time."""
+        deadline = None
+        while not (results := attempt()):
+            assert self.env_runner_group is not None
+            if self.env_runner_group.num_healthy_env_runners() > 0:
+                deadline = None
+                continue
+            deadline = deadline or time.monotonic() + self.config.env_runner_health_probe_timeout_s
+            if time.monotonic() > deadline:
+                raise RuntimeError("no healthy env runner is left, and none could be restarted")
+            self.restore_env_runners(self.env_runner_group)
+        return results
+
+    def _learn(self, rollouts: Sequence[Rollout | Reference]) -> dict[str, float]:
+        payload = [rollout.rollout if isinstance(rollout, Reference) else rollout for rollout in rollouts]
+        update = partial(
+            update_on,
+            rollouts=payload,
+            key=f"round-{self.round:08d}",
+            seed=hash((self.config.seed, self.round)) & 0x7FFFFFFF,
+            env_steps=self.env_steps,
+        )
+        self.version += 1
+        return metrics_of(self._all_learners(update))
+
+    def _all_learners(self, function: Callable[[MethodLearner], Any]) -> list[Any]:
+        """`function` of every learner; an error of any is raised here."""
+        assert self.learner_group is not None
+        return [result.get() if result.ok else raise_(result.get()) for result in self.learner_group.foreach_learner(function)]
+
+    def _first_learner(self, function: Callable[[MethodLearner], Any]) -> Any:
+        return self._all_learners(function)[0]
+
+    def _publish(self) -> None:
+        """Take the policy's weights from the learner, for the next requests."""
+        weights = self._first_learner(policy_weights)
+        self._weights = ray.put(weights) if self.config.num_env_runners > 0 else weights
+
+    # Validation
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Validate on held-out seeds, keep the policy if it is the best so far."""
+        returns, _ = self.measure(validation_seeds(self.config.seed, self.config.evaluation_duration))
+        mean, low, high = mean_ci95(returns)
+        self.figures |= {
+            "validation_mean": mean,
+            "validation_lo": low,
+            "validation_hi": high,
+            "validation_episodes": len(returns),
+        }
+        if mean > self.best_mean:
+            self.best_mean = mean
+            if self.config.best_path is not None:
+                self.save_policy(Path(self.config.best_path), validation_mean=mean, round=self.round - 1)
+        self.figures["best"] = self.best_mean
+        return {ENV_RUNNER_RESULTS: {EPISODE_RETURN_MEAN: mean}, "ci95": [low, high]}
+
+    def measure(
+        self, seeds: Sequence[int], policy: Literal["module", "oracle", "random"] = "module"
+    ) -> tuple[Array, Array]:
+        """Undiscounted returns [n] and lengths [n] of one whole episode a seed, shared among the runners."""
+        assert self.env_runner_group is not None
+        done: dict[int, tuple[float, int]] = {}
+        while missing := [seed for seed in seeds if seed not in done]:
+            done |= self._until_some(lambda missing=missing: self._measure_some(missing, policy))  # type: ignore[arg-type]
+        returns, lengths = zip(*(done[seed] for seed in seeds), strict=True)
+        return np.array(returns, np.float64), np.array(lengths, np.int64)
+
+    def _measure_some(self, seeds: Sequence[int], policy: str) -> dict[int, tuple[float, int]]:
+        """The outcome by seed of those seeds whose runner lived through it."""
+        group = self.env_runner_group
+        assert group is not None
+        if self.config.num_env_runners == 0:
+            return outcome(group.local_env_runner, seeds=seeds, weights=self._weights, policy=policy)
+        ids = group.healthy_env_runner_ids()
+        calls = [partial(outcome, seeds=seeds[i :: len(ids)], weights=self._weights, policy=policy) for i in range(len(ids))]
+        results = group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=ids) if ids else []  # type: ignore[arg-type]
+        merged: dict[int, Any] = {}
+        for result in results:
+            if isinstance(result, Failure):
+                raise OracleError(result.error)
+            merged |= result
+        return merged
+
+    # Policies, checkpoints, scale
+
+    def save_policy(self, folder: Path, **metadata: Any) -> None:
+        """Write the policy so that `checkpoint:FOLDER` can act with it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = self._first_learner(policy_arrays)
+        metadata = {"method": self.config.method_name, "seed": self.config.seed, **metadata}
+        if arrays is None:
+            self._first_learner(partial(save_module_of, folder=folder, metadata=metadata))
+            return
+        env = make_env(self.config.env_recipe())
+        low, high = (getattr(env.action_space, name, None) for name in ("low", "high"))
+        env.close()
+        save_policy(
+            folder / "policy.safetensors", arrays, low=low, high=high, env=str(self.config.env), metadata=metadata
+        )
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        state["trainer"] = {
+            "round": self.round,
+            "env_steps": self.env_steps,
+            "version": self.version,
+            "best_mean": self.best_mean,
+            "returns": list(self.returns),
+            "figures": self.figures,
+        }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        own = state.get("trainer", {})
+        self.round, self.env_steps = own.get("round", 0), own.get("env_steps", 0)
+        self.version = own.get("version", 0)
+        self.best_mean, self.figures = own.get("best_mean", -np.inf), dict(own.get("figures", {}))
+        self.returns = deque(own.get("returns", ()), maxlen=RETURN_WINDOW)
+        self._continue_dataset()
+        self._publish()
+
+    def scale(self, num_env_runners: int) -> None:
+        """Change the number of rollout actors while the run goes on; the newest leave first."""
+        group = self.env_runner_group
+        if num_env_runners < 1 or self.config.num_env_runners == 0 or group is None:
+            raise ConfigError("env_runners.num_env_runners can change between numbers of at least 1")
+        ids = sorted(group._worker_manager.actor_ids())
+        for actor_id in ids[num_env_runners:]:
+            ray.kill(group._worker_manager.remove_actor(actor_id))
+        if num_env_runners > len(ids):
+            group.add_workers(num_env_runners - len(ids))
+
+
+def usable(results: Sequence[Sequence[Any]]) -> list[Rollout | Reference]:
+    """The rollouts among what the runners returned. Raises OracleError if an expert failed."""
+    flat = [result for part in results for result in part]
+    for result in flat:
+        if isinstance(result, Failure):
+            raise OracleError(result.error)
+    return flat
+
+
+def outcome(
+    runner: Any, *, seeds: Sequence[int], weights: Any, policy: str
+) -> dict[int, tuple[float, int]] | Failure:
+    """On a runner: return and length by seed."""
+    try:
+        returns, lengths = runner.evaluate(seeds, explore=False, weights=weights, policy=policy)
+    except TutelageError as error:
+        return Failure(str(error), runner.worker_index)
+    return {seed: (float(r), int(n)) for seed, r, n in zip(seeds, returns, lengths, strict=True)}
+
+
+def update_on(learner: MethodLearner, **payload: Any) -> dict[str, float]:
+    """On a learner: learn."""
+    return learner.update(**payload)
+
+
+def policy_weights(learner: MethodLearner) -> dict[str, Any]:
+    """On a learner: what runners need to act."""
+    return learner.policy.get_state(inference_only=True)
+
+
+def policy_arrays(learner: MethodLearner) -> Any:
+    """On a learner: the policy in numpy, if it is a plain MLP."""
+    return learner.policy.policy_arrays()
+
+
+def save_module_of(learner: MethodLearner, *, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """On a learner: write a policy that is not a plain MLP."""
+    save_module(learner.policy, folder, metadata)
+
+
+def dataset_counts(learner: MethodLearner) -> tuple[int, int, int, int]:
+    """On a learner: rounds, environment steps, labels and rows on disk."""
+    dataset = learner.dataset
+    assert dataset is not None
+    return dataset.rounds, dataset.steps, dataset.labels, len(dataset)
+
+
+def raise_(error: BaseException) -> Any:
+    raise error
+
+
+def validation_seeds(run_seed: int | None, n: int) -> list[int]:
+    """Seeds of the episodes by which the best policy is chosen."""
+    return held_out_seeds(run_seed, 1, n)
+
+
+def test_seeds(run_seed: int | None, n: int) -> list[int]:
+    """Seeds of the episodes by which a run's result is measured; no policy was chosen by them."""
+    return held_out_seeds(run_seed, 2, n)
+
+
+def held_out_seeds(run_seed: int | None, purpose: int, n: int) -> list[int]:
+    sequence = np.random.SeedSequence([run_seed or 0, purpose])
+    return [int(seed) & 0x7FFFFFFF for seed in sequence.generate_state(n)]

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
+
+from learner.losses import (
+    approximate_kl,
+    clipped_surrogate,
+    entropy,
+    generalized_advantages,
+    log_prob,
+)
+
+NVEC = (3, 2, 4)
+
+
+def reference(distribution, params):
+    match distribution:
+        case "gaussian":
+            mean, log_std = params.chunk(2, dim=-1)
+            return Independent(Normal(mean, log_std.exp()), 1)
+        case "categorical":
+            return Categorical(logits=params)
+        case "bernoulli":
+            return Independent(Bernoulli(logits=params), 1)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "categorical", "bernoulli"])
+def test_log_prob_and_entropy_are_those_of_torch_distributions(distribution):
+    torch.manual_seed(0)
+    params = torch.randn(50, 6)
+    expected = reference(distribution, params)
+    actions = expected.sample()
+    torch.testing.assert_close(log_prob(params, actions, distribution), expected.log_prob(actions))
+    torch.testing.assert_close(entropy(params, distribution), expected.entropy())
+
+
+def test_multi_categorical_is_the_product_of_its_components():
+    torch.manual_seed(0)
+    params = torch.randn(20, sum(NVEC))
+    parts = [Categorical(logits=logits) for logits in params.split(list(NVEC), dim=-1)]
+    actions = torch.stack([part.sample() for part in parts], dim=-1)
+    expected = sum(part.log_prob(actions[:, i]) for i, part in enumerate(parts))
+    torch.testing.assert_close(log_prob(params, actions, "multi_categorical", NVEC), expected)
+    torch.testing.assert_close(
+        entropy(params, "multi_categorical", NVEC), sum(part.entropy() for part in parts)
+    )
+
+
+def naive_advantages(rewards, values, next_values, terminated, ends, gamma, lambda_):
+    T, B = rewards.shape
+    result = np.zeros((T, B))
+    for b in range(B):
+        for t in range(T):
+            total, weight = 0.0, 1.0
+            for k in range(t, T):
+                alive = 0.0 if terminated[k, b] else 1.0
+                delta = rewards[k, b] + gamma * alive * next_values[k, b] - values[k, b]
+                total += weight * delta
+                weight *= gamma * lambda_
+                if ends[k, b]:
+                    break
+            result[t, b] = total
+    return result
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.5, 1.0), st.floats(0.0, 1.0))
+def test_advantages_are_the_sum_of_the_paper(seed, gamma, lambda_):
+    rng = np.random.default_rng(seed)
+    shape = (12, 3)
+    terminated, truncated = rng.random(shape) < 0.1, rng.random(shape) < 0.1
+    rewards, values, next_values = rng.normal(size=(3, *shape))
+    arguments = [rewards, values, next_values, terminated, terminated | truncated]
+    ours = generalized_advantages(*map(torch.from_numpy, arguments), gamma=gamma, lambda_=lambda_)
+    np.testing.assert_allclose(ours.numpy(), naive_advantages(*arguments, gamma, lambda_), atol=1e-9)
+
+
+def test_a_time_limit_is_bootstrapped_and_a_terminal_state_is_not():
+    one = torch.ones(1, 1)
+    ended = torch.ones(1, 1, dtype=torch.bool)
+    arguments = {"gamma": 0.5, "lambda_": 0.9}
+    cut = generalized_advantages(one, one, 10 * one, ~ended, ended, **arguments)
+    over = generalized_advantages(one, one, 10 * one, ended, ended, **arguments)
+    assert cut.item() == pytest.approx(1 + 0.5 * 10 - 1)
+    assert over.item() == pytest.approx(1 - 1)
+
+
+def test_surrogate_pulls_towards_good_actions_only_inside_the_clip():
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    ratio = torch.tensor([1.0, 1.3, 1.0, 0.7])
+    logp = ratio.log().requires_grad_()
+    clipped_surrogate(logp, torch.zeros(4), advantages, clip=0.2).backward()
+    assert logp.grad is not None
+    assert logp.grad[0] < 0 < logp.grad[2]
+    assert logp.grad[1] == logp.grad[3] == 0
+
+
+def test_approximate_kl_is_zero_for_equal_policies_and_positive_otherwise():
+    logp = torch.tensor([-1.0, -2.0])
+    assert approximate_kl(logp, logp) == 0
+    assert approximate_kl(logp + torch.tensor([0.3, -0.3]), logp) > 0
