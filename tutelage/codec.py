@@ -1,0 +1,230 @@
+"""Arrays and spaces on the wire: trees of numpy arrays as protobuf messages, checked when read.
+
+An array travels as its raw little-endian bytes with dtype and shape; nothing is pickled. What was read is a
+read-only view of the message's bytes, not a copy. A list comes back as a tuple.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tree
+
+from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.types import Array, Tree
+
+MAX_BYTES = 64 * 2**20
+"""Largest message that either side sends or takes."""
+
+_NAMES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in [*_NAMES, "float16", "float32", "float64"]}
+MAX_AXES = 32
+_DIGITS = "0123456789"
+
+
+def encode(value: Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> pb.Tree:
+    """A tree of arrays as a message. Raises ValueError, naming the field, for what cannot travel."""
+    size = sum(np.asarray(leaf).nbytes for leaf in tree.flatten(value))
+    if size > max_bytes:
+        raise ValueError(f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}")
+    return _encode(value, name)
+
+
+def _encode(value: Tree, name: str) -> pb.Tree:
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{name}: key {key!r} is not a string")
+        items = {key: _encode(item, f"{name}.{key}") for key, item in value.items()}
+        return pb.Tree(map=pb.TreeMap(items=items))
+    if isinstance(value, list | tuple):
+        items = [_encode(item, f"{name}.{i}") for i, item in enumerate(value)]
+        return pb.Tree(list=pb.TreeList(items=items))
+    return pb.Tree(tensor=encode_tensor(value, name))
+
+
+def encode_tensor(value: Any, name: str = "tensor") -> pb.Tensor:
+    """One array, of a dtype in `DTYPES`, as a message."""
+    array = np.asarray(value)
+    dtype = DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise ValueError(f"{name}: dtype {array.dtype} cannot be sent; known: {', '.join(DTYPES)}")
+    return pb.Tensor(
+        dtype=array.dtype.name, shape=array.shape, data=array.astype(dtype, copy=False).tobytes()
+    )
+
+
+def decode(message: pb.Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> Tree:
+    """The tree of read-only arrays in a message. Raises ValueError, naming the field, if it is malformed."""
+    value = _decode(message, name)
+    size = sum(leaf.nbytes for leaf in tree.flatten(value))
+    if size > max_bytes:
+        raise ValueError(f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}")
+    return value
+
+
+def _decode(message: pb.Tree, name: str) -> Tree:
+    match message.WhichOneof("node"):
+        case "tensor":
+            return decode_tensor(message.tensor, name)
+        case "map":
+            return {key: _decode(item, f"{name}.{key}") for key, item in sorted(message.map.items.items())}
+        case "list":
+            return tuple(_decode(item, f"{name}.{i}") for i, item in enumerate(message.list.items))
+    raise ValueError(f"{name}: empty, expected a tensor, a map or a list")
+
+
+def decode_tensor(message: pb.Tensor, name: str = "tensor") -> Array:
+    """The read-only array in a message."""
+    dtype = DTYPES.get(message.dtype)
+    if dtype is None:
+        raise ValueError(f"{name}: unknown dtype {message.dtype!r}; known: {', '.join(DTYPES)}")
+    shape, data = tuple(message.shape), message.data
+    if len(shape) > MAX_AXES:
+        raise ValueError(f"{name}: {len(shape)} axes, more than {MAX_AXES}")
+    if math.prod(shape) * dtype.itemsize != len(data) or max(shape, default=0) >= 2**31:
+        raise ValueError(f"{name}: {len(data)} bytes do not make {message.dtype} of shape {list(shape)}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def describe_space(space: Any) -> pb.Space:
+    """A gymnasium space as a message. Raises ValueError for kinds of spaces that have no message."""
+    match type(space).__name__:
+        case "Box":
+            return box_space(space.low, space.high, space.dtype)
+        case "Discrete":
+            return discrete_space(int(space.n), int(space.start))
+        case "MultiDiscrete":
+            return _multi_discrete(space.nvec, space.start)
+        case "MultiBinary":
+            return pb.Space(multi_binary=pb.MultiBinary(shape=space.shape))
+        case "Dict":
+            spaces = {str(key): describe_space(part) for key, part in space.spaces.items()}
+            return pb.Space(dict=pb.DictSpace(spaces=spaces))
+        case "Tuple":
+            return pb.Space(tuple=pb.TupleSpace(spaces=[describe_space(part) for part in space.spaces]))
+    raise ValueError(f"space {space} is not supported; supported: {', '.join(_KINDS)}")
+
+
+def box_space(low: Array, high: Array, dtype: Any = np.float32) -> pb.Space:
+    """Numbers between `low` and `high`, both of the space's shape."""
+    bounds = {"low": _scalar_if_uniform(low), "high": _scalar_if_uniform(high)}
+    return pb.Space(box=pb.Box(shape=np.shape(low), dtype=np.dtype(dtype).name, **bounds))
+
+
+def unbounded_space(shape: Sequence[int], dtype: Any = np.float32) -> pb.Space:
+    """Numbers of that shape whose bounds are not known."""
+    return pb.Space(box=pb.Box(shape=shape, dtype=np.dtype(dtype).name))
+
+
+def discrete_space(n: int, start: int = 0) -> pb.Space:
+    """The integers `start`, ..., `start + n - 1`."""
+    return pb.Space(discrete=pb.Discrete(n=n, start=start))
+
+
+def multi_discrete_space(nvec: Sequence[int]) -> pb.Space:
+    """One integer of 0, ..., n - 1 for each n of `nvec`."""
+    return _multi_discrete(np.asarray(nvec, np.int64), np.zeros(len(nvec), np.int64))
+
+
+def _multi_discrete(nvec: Array, start: Array) -> pb.Space:
+    return pb.Space(multi_discrete=pb.MultiDiscrete(nvec=encode_tensor(nvec), start=encode_tensor(start)))
+
+
+def multi_binary_space(n: int) -> pb.Space:
+    """`n` zeros or ones."""
+    return pb.Space(multi_binary=pb.MultiBinary(shape=[n]))
+
+
+def _scalar_if_uniform(bound: Array) -> pb.Tensor:
+    bound = np.asarray(bound)
+    uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
+    return encode_tensor(bound.flat[0] if uniform else bound)
+
+
+def space_text(space: pb.Space) -> str:
+    """A space in a few words: `Box(6,)`, `Discrete(4)`, `Dict(camera: Box(84, 84, 3) of uint8)`."""
+    kind = space.WhichOneof("kind")
+    if kind is None:
+        return "an unknown space"
+    return _KINDS[kind](getattr(space, kind))
+
+
+def _box_text(box: pb.Box) -> str:
+    return f"Box{tuple(box.shape)}" + ("" if box.dtype.startswith("float") else f" of {box.dtype}")
+
+
+def _discrete_text(space: pb.Discrete) -> str:
+    return f"Discrete({space.n})" if space.start == 0 else f"Discrete({space.n}, start={space.start})"
+
+
+def _parts_text(parts: Iterable[str]) -> str:
+    return f"({', '.join(parts)})"
+
+
+_KINDS: dict[str, Callable[[Any], str]] = {
+    "box": _box_text,
+    "discrete": _discrete_text,
+    "multi_discrete": lambda space: f"MultiDiscrete({decode_tensor(space.nvec).tolist()})",
+    "multi_binary": lambda space: f"MultiBinary{tuple(space.shape)}",
+    "dict": lambda space: (
+        "Dict" + _parts_text(f"{k}: {space_text(s)}" for k, s in sorted(space.spaces.items()))
+    ),
+    "tuple": lambda space: "Tuple" + _parts_text(map(space_text, space.spaces)),
+}
+
+
+def space_difference(
+    expert: pb.Space, environment: pb.Space, what: Literal["action", "observation"] = "action"
+) -> str | None:
+    """One line that says how an expert's space differs from the environment's, or None.
+
+    Bounds count for actions only, and an expert for flat observations takes any of the same size.
+    """
+    for path, (left, right) in _unlike(expert, environment, what == "action"):
+        where = f" at {path!r}" if path else ""
+        return f"expert's {what} space {left} differs from the environment's {right}{where}"
+    return None
+
+
+def _unlike(a: pb.Space, b: pb.Space, exact: bool, path: str = "") -> Iterator[tuple[str, tuple[str, str]]]:
+    """The parts in which two spaces differ: where, and either's text."""
+    kind = a.WhichOneof("kind")
+    if kind != b.WhichOneof("kind"):
+        yield path, (space_text(a), space_text(b))
+    elif kind == "dict" and set(a.dict.spaces) == set(b.dict.spaces):
+        for key in sorted(a.dict.spaces):
+            yield from _unlike(a.dict.spaces[key], b.dict.spaces[key], exact, f"{path}.{key}".lstrip("."))
+    elif kind == "tuple" and len(a.tuple.spaces) == len(b.tuple.spaces):
+        for i, (left, right) in enumerate(zip(a.tuple.spaces, b.tuple.spaces, strict=True)):
+            yield from _unlike(left, right, exact, f"{path}.{i}".lstrip("."))
+    elif kind == "box":
+        if not _same_box(a.box, b.box, exact):
+            yield path, (space_text(a), space_text(b))
+        elif exact and (bounds := _unlike_bounds(a.box, b.box)):
+            yield path, (space_text(a) + bounds[0], space_text(b) + bounds[1])
+    elif a != b:
+        yield path, (space_text(a), space_text(b))
+
+
+def _same_box(a: pb.Box, b: pb.Box, exact: bool) -> bool:
+    flat_fits = not exact and len(a.shape) == 1 and math.prod(a.shape) == math.prod(b.shape)
+    return (a.shape == b.shape or flat_fits) and a.dtype.rstrip(_DIGITS) == b.dtype.rstrip(_DIGITS)
+
+
+def _unlike_bounds(a: pb.Box, b: pb.Box) -> tuple[str, str] | None:
+    """Either's bounds in words where both are known and they differ."""
+    if not all(box.HasField("low") and box.HasField("high") for box in (a, b)):
+        return None
+    left, right = _bounds_text(a), _bounds_text(b)
+    return None if left == right else (left, right)
+
+
+def _bounds_text(box: pb.Box) -> str:
+    low, high = (
+        np.round(decode_tensor(bound).astype(np.float64), 4).tolist() for bound in (box.low, box.high)
+    )
+    return f" from {low} to {high}"

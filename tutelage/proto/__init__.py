@@ -1,0 +1,1 @@
+"""The gRPC definitions and the code generated from them; `python -m tutelage.proto` regenerates it."""
