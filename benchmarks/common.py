@@ -1,0 +1,109 @@
+"""What the benchmarks share: a row of the table, medians of interleaved CPU times, the command line.
+
+Two sides are measured in turns in one process, so that a machine that is slow for a while is so for both, and
+by the CPU time of the process, so that waiting for a core does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. The ratio is such that larger is better."""
+
+    bench: str
+    case: str
+    ours: float
+    against: str  # what it is compared with
+    reference: float  # its figure, in the same unit
+    unit: str
+    ratio: float
+    reach: float | None  # the ratio to reach; None: for information
+    reached: bool | None
+
+
+def row(
+    bench: str,
+    case: str,
+    *,
+    ours: float,
+    against: str,
+    reference: float,
+    unit: str,
+    reach: float | None = None,
+    smaller_is_better: bool = False,
+) -> Row:
+    """A row with its ratio: ours / reference, or the inverse where the figures are costs."""
+    ratio = reference / ours if smaller_is_better else ours / reference
+    reached = None if reach is None else ratio >= reach
+    return Row(bench, case, _short(ours), against, _short(reference), unit, _short(ratio), reach, reached)
+
+
+def _short(value: float) -> float:
+    """Four significant digits; the rest is noise."""
+    return float(f"{value:.4g}")
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU time of this process, all its threads, that one call takes."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def interleaved(*sides: Callable[[], object], repeats: int = 5) -> tuple[float, ...]:
+    """Median CPU seconds of each side, called in turns; one more turn before them warms up."""
+    turns = [[cpu_seconds(side) for side in sides] for _ in range(repeats + 1)][1:]
+    return tuple(statistics.median(seconds) for seconds in zip(*turns, strict=True))
+
+
+Bench = Callable[[], Iterable[Row]]
+
+
+def run(cases: Mapping[str, Bench]) -> None:
+    """The command line of a benchmark: `[--json] [CASE...]`. Rows are shown as they are measured."""
+
+    def main(
+        names: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help=", ".join(cases))] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    ) -> None:
+        unknown = sorted(set(names or []) - set(cases))
+        if unknown:
+            raise typer.BadParameter(f"no case {unknown[0]!r}; known: {', '.join(cases)}")
+        show(measured(cases[name] for name in names or cases), as_json=as_json)
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
+
+
+def measured(benches: Iterable[Bench]) -> Iterable[Row]:
+    """Rows of all benches, one after the other."""
+    for bench in benches:
+        yield from bench()
+
+
+def show(rows: Iterable[Row], *, as_json: bool) -> None:
+    """Print rows: a JSON object a line as they come, or a table at the end."""
+    if as_json:
+        for one in rows:
+            print(json.dumps(asdict(one)), flush=True)
+        return
+    table = Table("bench", "case", "ours", "against", "reference", "unit", "ratio", "reach", box=None)
+    for one in rows:
+        style = {True: "green", False: "red", None: ""}[one.reached]
+        figures = [f"{one.ours:,.4g}", one.against, f"{one.reference:,.4g}", one.unit, f"{one.ratio:.3g}"]
+        reach = "" if one.reach is None else f"≥ {one.reach:g}"
+        table.add_row(one.bench, one.case, *figures, reach, style=style)
+    Console().print(table)
