@@ -1,0 +1,240 @@
+"""Finding an expert by one word, and checking what it answers.
+
+    spec = OracleSpec("grpc://host:50051")                  # small and picklable: send it, build there
+    oracle = checked(spec.build(), observation_space, action_space, spec.oracle)
+    actions = oracle.act(obs)                               # right shape, dtype and range, or OracleError
+
+The word is one of `grpc://HOST:PORT[,HOST:PORT]`, `checkpoint:PATH_OR_NAME`, `scripted:NAME`,
+`package.module:attribute` or `path/file.py:attribute`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import tree
+
+from expert_oracle.checkpoint import SHIPPED, load_checkpoint
+from expert_oracle.scripted import SCRIPTED
+from tutelage import codec, plugins
+from tutelage.errors import ConfigError, OracleError, TutelageError
+from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.protocols import Oracle
+from tutelage.types import Array, Tree
+
+GRPC = "grpc://"
+
+
+@runtime_checkable
+class SelfDescribing(Protocol):
+    """An oracle that knows who it is and what spaces it is for."""
+
+    def describe(self) -> pb.DescribeReply: ...
+
+
+@dataclass(frozen=True)
+class FunctionOracle:
+    """A function from observations [N, ...] to actions [N, ...] as an `Oracle`."""
+
+    function: Callable[[Tree], Tree]
+
+    def act(self, obs: Tree) -> Tree:
+        return self.function(obs)
+
+
+@dataclass(frozen=True)
+class OracleSpec:
+    """How to make an expert. Made by: the config. Eaten by: runners, the trainer, the expert service."""
+
+    oracle: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Oracle:
+        """The expert. Raises ConfigError for a word or an argument that is not known."""
+        if self.oracle.startswith(GRPC):
+            return self._remote()
+        scheme, separator, rest = self.oracle.partition(":")
+        if not separator:
+            raise ConfigError(f"{self.oracle!r} is no expert{_nearest(self.oracle)}")
+        if scheme in ("checkpoint", "scripted"):
+            self._refuse_arguments()
+            return load_checkpoint(rest) if scheme == "checkpoint" else _scripted(rest)
+        return self._plugin()
+
+    def _remote(self) -> Oracle:
+        from expert_oracle.remote import RemoteOracle  # gRPC only where it is used
+
+        addresses = self.oracle.removeprefix(GRPC).split(",")
+        self._check_arguments(RemoteOracle, addresses)
+        return RemoteOracle(addresses, **self.arguments)
+
+    def _plugin(self) -> Oracle:
+        try:
+            value = plugins.load(self.oracle)
+        except ConfigError as error:
+            raise ConfigError(f"expert {self.oracle!r}: {error}{_similar(self.oracle)}") from None
+        oracle = self._make(value)
+        if isinstance(oracle, Oracle):
+            return oracle
+        raise ConfigError(
+            f"expert {self.oracle} is a {type(oracle).__name__} without `act(obs)`; "
+            "give a class with that method, or a function of the observations"
+        )
+
+    def _make(self, value: Any) -> Any:
+        """An instance of a class, an oracle as it is, a function wrapped."""
+        if inspect.isclass(value):
+            self._check_arguments(value)
+            return value(**self.arguments)
+        if callable(value) and not isinstance(value, Oracle):
+            self._check_arguments(value, "the observations")
+            return FunctionOracle(functools.partial(value, **self.arguments))
+        self._refuse_arguments()
+        return value
+
+    def _refuse_arguments(self) -> None:
+        if self.arguments:
+            raise ConfigError(f"expert {self.oracle} takes no arguments, got {', '.join(self.arguments)}")
+
+    def _check_arguments(self, function: Callable[..., Any], *positional: Any) -> None:
+        """Raise ConfigError, naming the argument, unless `function` can be called with the arguments."""
+        signature = inspect.signature(function)
+        names = list(signature.parameters)[len(positional) :]
+        try:
+            signature.bind(*positional, **self.arguments)
+        except TypeError as error:
+            unknown = [name for name in self.arguments if name not in names]
+            hint = plugins.did_you_mean(unknown[0], names) if unknown else "; set expert.arguments.NAME=VALUE"
+            raise ConfigError(f"expert {self.oracle}: {error}{hint}") from None
+
+
+def _scripted(name: str) -> Oracle:
+    if name not in SCRIPTED:
+        raise ConfigError(f"no scripted expert {name!r}{plugins.did_you_mean(name, SCRIPTED)}")
+    return SCRIPTED[name]
+
+
+def known_words() -> list[str]:
+    """The experts that come with the package."""
+    shipped = sorted(f"checkpoint:{file.stem}" for file in SHIPPED.glob("*.safetensors"))
+    return [*shipped, *(f"scripted:{name}" for name in SCRIPTED)]
+
+
+def _nearest(word: str) -> str:
+    """The end of an error message about a word without a scheme."""
+    words = known_words()
+    same = [known for known in words if known.partition(":")[2] == word]
+    return f"; did you mean {' or '.join(map(repr, same))}?" if same else plugins.did_you_mean(word, words)
+
+
+def _similar(word: str) -> str:
+    """The same for a word with an unknown scheme: only a near miss is worth mentioning."""
+    near = plugins.did_you_mean(word, known_words())
+    return near if "did you mean" in near else ""
+
+
+def checked(oracle: Oracle, observation_space: Any, action_space: Any, name: str) -> CheckedOracle:
+    """`oracle`, with its answers checked; raises OracleError if it says that it is for other spaces."""
+    if isinstance(oracle, SelfDescribing):
+        description = oracle.describe()
+        _check_space(description, description.action_space, action_space, "action", name)
+        _check_space(description, description.observation_space, observation_space, "observation", name)
+    return CheckedOracle(oracle, action_space, name)
+
+
+def _check_space(
+    description: pb.DescribeReply,
+    expert: pb.Space,
+    environment: Any,
+    what: Literal["action", "observation"],
+    name: str,
+) -> None:
+    if expert.WhichOneof("kind") is None:
+        return  # it does not know
+    difference = codec.space_difference(expert, codec.describe_space(environment), what)
+    if difference:
+        known_for = f" (it is for {description.env_id})" if description.env_id else ""
+        raise OracleError(f"{name}: {difference}{known_for}")
+
+
+@dataclass(frozen=True)
+class CheckedOracle:
+    """An `Oracle` whose answers fit `action_space`: cast to its dtype, Box actions clipped to its bounds."""
+
+    oracle: Oracle
+    action_space: Any  # gymnasium's
+    name: str
+
+    def act(self, obs: Tree) -> Tree:
+        """Actions [N, ...] of the action space; raises OracleError, in one line, for anything else."""
+        who, N = f"expert {self.name}", len(tree.flatten(obs)[0])
+        try:
+            actions = self.oracle.act(obs)
+        except TutelageError:
+            raise
+        except Exception as error:
+            raise OracleError(f"{who} failed for {N} states: {type(error).__name__}: {error}") from error
+        return _fit(actions, self.action_space, N, who)
+
+
+def _fit(actions: Tree, space: Any, N: int, who: str) -> Tree:
+    match type(space).__name__:
+        case "Dict":
+            _check_keys(actions, set(space.spaces), dict, who)
+            return {k: _fit(actions[k], part, N, f"{who}, part {k!r},") for k, part in space.spaces.items()}
+        case "Tuple":
+            _check_keys(actions, set(range(len(space.spaces))), (tuple, list), who)
+            parts = enumerate(space.spaces)
+            return tuple(_fit(actions[i], part, N, f"{who}, part {i},") for i, part in parts)
+    try:
+        array = np.asarray(actions)
+    except ValueError as error:
+        raise OracleError(f"{who} returned something that is no array: {error}") from None
+    return _fit_array(array, space, N, who)
+
+
+def _check_keys(actions: Tree, keys: set[Any], kind: Any, who: str) -> None:
+    if not isinstance(actions, kind):
+        raise OracleError(f"{who} returned {type(actions).__name__}, expected parts {sorted(keys)}")
+    got = set(actions) if isinstance(actions, dict) else set(range(len(actions)))
+    if got != keys:
+        raise OracleError(f"{who} returned parts {sorted(got)}, expected {sorted(keys)}")
+
+
+def _fit_array(actions: Array, space: Any, N: int, who: str) -> Array:
+    expected = (N, *space.shape)
+    if actions.shape != expected:
+        raise OracleError(f"{who} returned shape {actions.shape}, expected {expected}")
+    box = type(space).__name__ == "Box"
+    if actions.dtype.kind not in ("fiu" if box else "iub"):
+        wanted = "numbers" if box else "integers"
+        raise OracleError(f"{who} returned {actions.dtype}, expected {wanted} for {space}")
+    if box:
+        _check_rows(np.isfinite(actions), "NaN" if np.isnan(actions).any() else "infinity", who)
+        return np.clip(actions, space.low, space.high).astype(space.dtype)
+    low, high = _integer_range(space)
+    _check_rows((actions >= low) & (actions < high), f"actions outside {space}", who)
+    return actions.astype(space.dtype)
+
+
+def _integer_range(space: Any) -> tuple[Any, Any]:
+    """The first integer and one past the last."""
+    match type(space).__name__:
+        case "Discrete":
+            return space.start, space.start + space.n
+        case "MultiDiscrete":
+            return space.start, space.start + space.nvec
+        case "MultiBinary":
+            return 0, 2
+    raise OracleError(f"no expert can act in {space}; supported: Box, Discrete, MultiDiscrete, MultiBinary")
+
+
+def _check_rows(good: Array, fault: str, who: str) -> None:
+    bad = int((~good.all(axis=tuple(range(1, good.ndim)))).sum())
+    if bad:
+        raise OracleError(f"{who} returned {fault} for {bad} of {len(good)} states")
