@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,9 @@ from benchmarks.peers.measure import CASES, NoExpert, measure
 def main(
     cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help=", ".join(CASES))] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    expert: Annotated[
+        Path | None, typer.Option(help="An expert for all cases that need one: .safetensors or .npz.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each case that learns.")] = 1,
 ) -> None:
     """Run the cases, all by default, one after the other."""
@@ -26,7 +30,7 @@ def main(
     for name in cases or CASES:
         for seed in range(seeds if CASES[name].script == "dagger" else 1):
             try:
-                figures.append(measure(name, seed=seed))
+                figures.append(measure(name, seed=seed, expert=expert))
             except NoExpert as error:
                 print(f"{name}: left out, {error}", file=sys.stderr)
                 continue

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.environment import HERE, prepare
+from benchmarks.peers.expert_file import convert
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,19 @@ class NoExpert(Exception):
 def measure(name: str, *, seed: int = 0, expert: Path | None = None) -> dict[str, Any]:
     """Run a case in the peers' environment, on one thread; returns its figures.
 
-    `expert` is an `expert-mlp` file (NAME.npz with NAME.json beside it); default: the case's own in
-    the folder that the environment variable TUTELAGE_EXPERTS names. Raises NoExpert where neither is there.
+    `expert` is a policy file of ours (.safetensors) or an `expert-mlp` file (.npz, with its .json beside it);
+    default: the case's own in the folder that the environment variable TUTELAGE_EXPERTS names. Raises
+    NoExpert where neither is there.
     """
     case = CASES[name]
     settings = {**case.settings, "seed": seed}
-    if case.expert is not None:
-        settings["expert"] = str(expert or _published(case.expert))
-    command = [str(prepare()), str(HERE / "scripts" / f"{case.script}.py"), json.dumps(settings)]
-    environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return {"bench": "peers", "case": name, "seed": seed, **json.loads(done.stdout.splitlines()[-1])}
+    with tempfile.TemporaryDirectory() as scratch:
+        if case.expert is not None:
+            path = expert or _published(case.expert)
+            ours = path.suffix == ".safetensors"
+            settings["expert"] = str(convert(path, Path(scratch)) if ours else path.resolve())
+        figures = _run(case.script, settings)
+    return {"bench": "peers", "case": name, "seed": seed, **figures}
 
 
 def _published(name: str) -> Path:
@@ -63,3 +67,11 @@ def _published(name: str) -> Path:
     if folder is None:
         raise NoExpert(f"needs the expert {name!r}: set TUTELAGE_EXPERTS to the folder of published experts")
     return Path(folder).expanduser() / f"{name}.npz"
+
+
+def _run(script: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object in the last line that a script prints."""
+    command = [str(prepare()), str(HERE / "scripts" / f"{script}.py"), json.dumps(settings)]
+    environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
