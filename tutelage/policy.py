@@ -1,9 +1,9 @@
 """A plain-MLP policy in numpy: what runners act with, and the form in which experts are shipped.
 
-For small networks a numpy forward costs a third of the torch one, and the file needs neither torch nor pickle.
-`params` are the inputs of the action distribution, in RLlib's layout: Box [N, 2 D] (means, log standard
-deviations), Discrete [N, n] logits, MultiDiscrete [N, sum(nvec)] logits one after the other, MultiBinary [N, n]
-logits of a one.
+For small networks a numpy forward costs a third of the torch one, and the file needs neither torch nor
+pickle. `params` are the inputs of the action distribution, in RLlib's layout: Box [N, 2 D] (means, log
+standard deviations), Discrete [N, n] logits, MultiDiscrete [N, sum(nvec)] logits one after the other,
+MultiBinary [N, n] logits of a one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from tutelage.types import Array
 
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, 0),
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # in place
+    "tanh": lambda x: np.tanh(x, out=x),
+    "relu": lambda x: np.maximum(x, 0, out=x),
 }
 
 Distribution = Literal["gaussian", "categorical", "multi_categorical", "bernoulli"]
@@ -40,18 +40,27 @@ class MLPPolicy:
 
     def __call__(self, obs: Array) -> Array:
         """Distribution parameters [N, P] for observations [N, ...]."""
-        x = np.asarray(obs, np.float32).reshape(len(obs), -1)
-        if self.obs_mean is not None and self.obs_std is not None:
-            x = (x - self.obs_mean) / self.obs_std
-            if self.obs_clip is not None:
-                x = np.clip(x, -self.obs_clip, self.obs_clip)
+        x = self._normalised(np.asarray(obs, np.float32).reshape(len(obs), -1))
         activate = ACTIVATIONS[self.activation]
         for W, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = activate(x @ W + b)
-        x = x @ self.weights[-1] + self.biases[-1]
+            x = x @ W
+            x += b
+            x = activate(x)
+        x = x @ self.weights[-1]
+        x += self.biases[-1]
         if self.log_std is None:
             return x
         return np.concatenate([x, np.broadcast_to(self.log_std, x.shape)], axis=-1)
+
+    def _normalised(self, x: Array) -> Array:
+        if self.obs_mean is None or self.obs_std is None:
+            return x
+        x = x - self.obs_mean
+        x /= self.obs_std
+        if self.obs_clip is not None:
+            np.maximum(x, -self.obs_clip, out=x)
+            np.minimum(x, self.obs_clip, out=x)
+        return x
 
 
 def mode(params: Array, distribution: Distribution, nvec: Sequence[int] = ()) -> Array:
@@ -74,14 +83,28 @@ def sample(
     match distribution:
         case "gaussian":
             mean, log_std = np.split(params, 2, axis=-1)
-            return mean + np.exp(log_std) * rng.standard_normal(mean.shape, np.float32)
+            noise = rng.standard_normal(mean.shape, np.float32)
+            noise *= np.exp(log_std)
+            noise += mean
+            return noise
         case "categorical":
-            return (params + rng.gumbel(size=params.shape)).argmax(-1)
+            return (params - log_exponential(rng, params.shape)).argmax(-1)
         case "multi_categorical":
-            noisy = params + rng.gumbel(size=params.shape)
+            noisy = params - log_exponential(rng, params.shape)
             return np.stack([part.argmax(-1) for part in split_logits(noisy, nvec)], axis=-1)
         case "bernoulli":
-            return (params + rng.logistic(size=params.shape) > 0).astype(np.int8)
+            logistic = log_exponential(rng, params.shape) - log_exponential(rng, params.shape)
+            return (params + logistic > 0).astype(np.int8)
+
+
+def log_exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """log E of standard exponentials E, float32: minus a Gumbel variable; two differ by a logistic one.
+
+    argmax(logits − log E) is a draw from the softmax of the logits (Gumbel, 1954).
+    """
+    E = rng.standard_exponential(shape, np.float32)
+    np.maximum(E, 1e-38, out=E)  # a drawn zero would warn
+    return np.log(E, out=E)
 
 
 def split_logits(params: Array, nvec: Sequence[int]) -> list[Array]:
@@ -104,5 +127,6 @@ def distribution_of(action_space: Any) -> tuple[Distribution, tuple[int, ...]]:
         case "MultiBinary" if len(action_space.shape) == 1:
             return "bernoulli", ()
     raise ValueError(
-        f"action space {action_space} is not supported; supported: flat Box, Discrete, MultiDiscrete, MultiBinary"
+        f"action space {action_space} is not supported; "
+        "supported: flat Box, Discrete, MultiDiscrete, MultiBinary"
     )

@@ -1,0 +1,322 @@
+"""Collecting experience: B environments stepped under a policy and an expert, into columns [T, B]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import tree
+
+from actors.environments import columns, concatenated, make_env, make_vector, put, rows, to_env
+from actors.forward import Act
+from actors.mixture import Mixture
+from actors.replay import is_reproducible
+from tutelage.protocols import Oracle
+from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, Tree
+
+MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Running:
+    """Episodes that are under way between two rollouts, by slot."""
+
+    seed: Array  # [B] int64, -1: not seeded
+    length: Array  # [B] int32, steps so far
+    returns: Array  # [B] float64, undiscounted, so far
+    began: Array  # [B] bool, the next step is an episode's first
+    resetting: Array  # [B] bool, the next step will be spent on a reset
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A rollout being filled."""
+
+    obs: Tree  # [T+1, B, ...]
+    actions: Array  # [T, B, ...]
+    rewards: Array  # [T, B] float32
+    terminated: Array  # [T, B] bool
+    truncated: Array  # [T, B] bool
+    expert_actions: Array | None  # [T, B, ...]; None: the expert is not asked
+    by_expert: Array | None  # [T, B] bool
+    final_obs: list[Tree] = field(default_factory=list)  # of the episodes that ended in one step
+    seeds: list[int] = field(default_factory=list)  # of the episodes begun, in the order of the ends before
+
+
+class Collector:
+    """Steps B environments and writes what happens into columns.
+
+        collector = Collector(recipe, 64, run_seed=0)
+        rollout = collector.collect(act, 128)
+        rollout = label(rollout, oracle, collector.envs.action_space)
+
+    Episodes go on from one rollout to the next. Each begins with a seed derived from (run seed, round,
+    runner, slot, k), where k counts the slot's episodes, so that no restart repeats old ones.
+    """
+
+    def __init__(
+        self,
+        recipe: EnvRecipe,
+        num_envs: int,
+        *,
+        run_seed: int = 0,
+        runner: int = 0,
+        mixture_per: Literal["step", "episode"] = "step",
+        reproducible: bool | None = None,  # None: find out
+    ) -> None:
+        self.envs = make_vector(recipe, num_envs)
+        self.run_seed = run_seed
+        self.runner = runner
+        self.mixture = Mixture(per=mixture_per)
+        self.reproducible = is_reproducible(recipe) if reproducible is None else reproducible
+        self._obs = columns(self.envs.observation_space, num_envs)  # to act on next
+        self._running: Running | None = None  # None: all environments have to be reset
+        self._begun = [0] * num_envs  # episodes, by slot
+        self._rollouts = 0
+
+    def collect(
+        self,
+        act: Act,
+        steps: int,
+        *,
+        round: int = 0,
+        beta: float = 0.0,
+        oracle: Oracle | None = None,
+        version: int = 0,
+        force_reset: bool = False,
+    ) -> Rollout:
+        """`steps` steps of each environment.
+
+        If β > 0, `oracle` is asked in every step; it acts where the mixture says so, and its answers are the
+        rollout's labels. After an error, the oracle's for example, the next call begins new episodes.
+        """
+        running = self._running
+        if running is None or force_reset:
+            running = self._begin(round)
+        self._running = None
+        taken = self._columns(steps, asked=beta > 0)
+        put(taken.obs, 0, self._obs)
+        choose = self._chooser(taken, act, running.began, round, beta, oracle)
+        action_space = self.envs.action_space
+        for t in range(steps):
+            obs_tp1 = rows(taken.obs, t + 1)
+            taken.actions[t] = choose(t, rows(taken.obs, t))
+            executed = to_env(action_space, taken.actions[t])
+            ended = self.envs.step(
+                executed, obs_tp1, taken.rewards[t], taken.terminated[t], taken.truncated[t]
+            )
+            if ended:
+                taken.final_obs.append(rows(obs_tp1, ended))
+                taken.seeds.extend(self._restart(ended, obs_tp1, round))
+        put(self._obs, ..., rows(taken.obs, steps))
+        provenance = Provenance(self.runner, version, beta, round, self.envs.recipe)
+        rollout, self._running = self._finish(taken, running, provenance)
+        return rollout
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def _begin(self, round: int) -> Running:
+        """Reset all environments."""
+        B = self.envs.num_envs
+        seeds = [self._next_seed(slot, round) for slot in range(B)]
+        self.envs.reset(range(B), seeds, self._obs)
+        return Running(
+            seed=np.full(B, -1) if self.envs.autoreset else np.array(seeds),
+            length=np.zeros(B, np.int32),
+            returns=np.zeros(B),
+            began=np.ones(B, bool),
+            resetting=np.zeros(B, bool),
+        )
+
+    def _restart(self, ended: Sequence[int], obs: Tree, round: int) -> list[int]:
+        """Begin new episodes where one ended, and return their seeds."""
+        if self.envs.autoreset:
+            return [-1] * len(ended)
+        seeds = [self._next_seed(slot, round) for slot in ended]
+        self.envs.reset(ended, seeds, obs)
+        return seeds
+
+    def _next_seed(self, slot: int, round: int) -> int:
+        k = self._begun[slot]
+        self._begun[slot] += 1
+        return episode_seed(self.run_seed, round, self.runner, slot, k)
+
+    def _columns(self, steps: int, *, asked: bool) -> Columns:
+        B = self.envs.num_envs
+        return Columns(
+            obs=columns(self.envs.observation_space, steps + 1, B),
+            actions=columns(self.envs.action_space, steps, B),
+            rewards=np.zeros((steps, B), np.float32),
+            terminated=np.zeros((steps, B), bool),
+            truncated=np.zeros((steps, B), bool),
+            expert_actions=columns(self.envs.action_space, steps, B) if asked else None,
+            by_expert=np.zeros((steps, B), bool) if asked else None,
+        )
+
+    def _chooser(
+        self, taken: Columns, act: Act, began: Array, round: int, beta: float, oracle: Oracle | None
+    ) -> Callable[[int, Tree], Array]:
+        """What to do in step t, given obs_t: the novice's actions, or the mixture's."""
+        if taken.expert_actions is None or taken.by_expert is None:
+            return lambda t, obs_t: act(obs_t)
+        if oracle is None:
+            raise ValueError("a mixture with beta > 0 needs an oracle")
+        expert_actions, by_expert = taken.expert_actions, taken.by_expert
+        self.mixture.beta = beta
+        rng = np.random.default_rng([self.run_seed, round, self.runner, self._rollouts])
+
+        def mix(t: int, obs_t: Tree) -> Array:
+            began_t = taken.terminated[t - 1] | taken.truncated[t - 1] if t else began
+            novice = act(obs_t)
+            expert_actions[t] = to_env(self.envs.action_space, oracle.act(obs_t))
+            by_expert[t] = self.mixture(obs_t, novice, began_t, rng)
+            mask = by_expert[t].reshape(-1, *[1] * (novice.ndim - 1))
+            return np.where(mask, expert_actions[t], novice)
+
+        return mix
+
+    def _finish(self, taken: Columns, running: Running, provenance: Provenance) -> tuple[Rollout, Running]:
+        self._rollouts += 1
+        autoreset = self.envs.autoreset
+        ends = taken.terminated | taken.truncated
+        episodes, still_running = stretches(
+            ends, taken.rewards, taken.seeds, running, autoreset=autoreset, reproducible=self.reproducible
+        )
+        final_t, final_b = (index.astype(np.int32) for index in np.nonzero(ends))
+        rollout = Rollout(
+            obs=taken.obs,
+            actions=taken.actions,
+            rewards=taken.rewards,
+            terminated=taken.terminated,
+            truncated=taken.truncated,
+            final_t=final_t,
+            final_b=final_b,
+            final_obs=concatenated(taken.final_obs or [columns(self.envs.observation_space, 0)]),
+            episodes=episodes,
+            provenance=provenance,
+            expert_actions=taken.expert_actions,
+            by_expert=taken.by_expert,
+            valid=~np.concatenate([running.resetting[None], ends[:-1]]) if autoreset else None,
+        )
+        return rollout, still_running
+
+
+def stretches(
+    ends: Array,  # [T, B] bool
+    rewards: Array,  # [T, B]
+    seeds: Sequence[int],  # [F] of the episodes that begin after each end, ends in the order of np.nonzero
+    running: Running,
+    *,
+    autoreset: bool,
+    reproducible: bool,
+) -> tuple[Episodes, Running]:
+    """The stretches of episodes in a rollout, ordered by slot and time, and what goes on after it."""
+    T, B = ends.shape
+    final_t, final_b = np.nonzero(ends)
+    slot = np.concatenate([np.arange(B), final_b])
+    start = np.concatenate([running.resetting, final_t + 1 + autoreset])
+    order = np.lexsort((start, slot))
+    slot, start = slot[order], np.minimum(start[order], T)
+    last = np.append(slot[1:] != slot[:-1], True)  # of its slot: not ended in this rollout
+    end = np.where(last, T, np.roll(start, -1) - autoreset)
+    end[~last] = final_t[np.lexsort((final_t, final_b))] + 1
+    before = np.zeros(len(final_t))
+    seed = np.concatenate([running.seed, np.asarray(seeds, np.int64)])[order]
+    offset = np.concatenate([running.length, before]).astype(np.int32)[order]
+    so_far = np.vstack([np.zeros(B), np.cumsum(rewards, axis=0, dtype=np.float64)])  # [T+1, B]
+    returns = np.concatenate([running.returns, before])[order] + so_far[end, slot] - so_far[start, slot]
+    some = end > start
+    episodes = Episodes(
+        slot=slot[some].astype(np.int32),
+        start=start[some].astype(np.int32),
+        end=end[some].astype(np.int32),
+        seed=seed[some],
+        offset=offset[some],
+        returns=returns[some],
+        done=~last[some],
+        reproducible=reproducible,
+    )
+    still_running = Running(
+        seed=seed[last],
+        length=(offset + end - start)[last].astype(np.int32),
+        returns=returns[last],
+        began=ends[-1],
+        resetting=ends[-1] & autoreset,
+    )
+    return episodes, still_running
+
+
+def label(rollout: Rollout, oracle: Oracle, action_space: gym.Space, *, batch: int = 4096) -> Rollout:
+    """The rollout with the expert's actions for all its states, asked for `batch` states at a time.
+
+    Rows that were spent on a reset are not asked about and get zeros. A labelled rollout comes back as it is.
+    """
+    if rollout.expert_actions is not None:
+        return rollout
+    T, B = rollout.shape
+    states = tree.map_structure(lambda leaf: leaf[:T].reshape(T * B, *leaf.shape[2:]), rollout.obs)
+    asked = np.arange(T * B) if rollout.valid is None else np.flatnonzero(rollout.valid)
+    answers = columns(action_space, T * B)
+    for i in range(0, len(asked), batch):
+        some = asked[i : i + batch]
+        answers[some] = to_env(action_space, oracle.act(rows(states, some)))
+    return replace(rollout, expert_actions=answers.reshape(T, B, *answers.shape[1:]))
+
+
+def evaluate(act: Act, recipe: EnvRecipe, seeds: Sequence[int], num_envs: int = 8) -> tuple[Array, Array]:
+    """Undiscounted returns [n] float64 and lengths [n] int64 of one whole episode for each seed."""
+    envs = [make_env(recipe) for _ in range(min(num_envs, len(seeds)))]
+    try:
+        return play(act, envs, seeds)
+    finally:
+        for env in envs:
+            env.close()
+
+
+def play(act: Act, envs: Sequence[gym.Env], seeds: Sequence[int]) -> tuple[Array, Array]:
+    """As `evaluate`, in environments that are there. Every episode that is begun counts, long or short."""
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    if not len(seeds):
+        return returns, lengths
+    obs = columns(envs[0].observation_space, len(envs))
+    waiting = iter(range(len(seeds)))
+    playing: list[
+        tuple[gym.Env, int]
+    ] = []  # an environment and the number of its episode, in the order of obs
+    for env, n in zip(envs, waiting, strict=False):
+        put(obs, len(playing), env.reset(seed=int(seeds[n]))[0])
+        playing.append((env, n))
+    while playing:
+        actions = to_env(envs[0].action_space, act(rows(obs, slice(len(playing)))))
+        for i in reversed(range(len(playing))):
+            env, n = playing[i]
+            observation, reward, terminated, truncated, _ = env.step(actions[i])
+            returns[n] += float(reward)
+            lengths[n] += 1
+            put(obs, i, observation)
+            if not (terminated or truncated):
+                continue
+            n = next(waiting, None)
+            if n is not None:
+                put(obs, i, env.reset(seed=int(seeds[n]))[0])
+                playing[i] = (env, n)
+                continue
+            put(obs, i, rows(obs, len(playing) - 1))
+            playing[i] = playing[-1]
+            playing.pop()
+    return returns, lengths
+
+
+def episode_seed(run_seed: int, round: int, runner: int, slot: int, k: int) -> int:
+    """A seed in [0, 2^31) for the k-th episode of a slot, the same on every machine (splitmix64)."""
+    x = 0
+    for key in (run_seed, round, runner, slot, k):
+        x = (x + key + 0x9E3779B97F4A7C15) & MASK_64
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK_64
+        x ^= x >> 31
+    return x & 0x7FFFFFFF
