@@ -32,17 +32,18 @@ PREDICT_ROWS = 4_096  # observations in one forward without gradients
 
 
 class MethodLearner(TorchLearner):
-    """Runs any method. Settings come from `config.learning_method`, `config.dataset_path` and RLlib's own sections."""
+    """Runs any method. Settings come from `config.learning_method`, `config.run_directory` and RLlib's own sections."""
 
     def build(self) -> None:
         if not self.config.num_gpus_per_learner:
-            torch.set_num_threads(max(1, int(self.config.num_cpus_per_learner or 1)))
+            cpus = self.config.num_cpus_per_learner
+            torch.set_num_threads(int(cpus) if isinstance(cpus, int | float) and cpus >= 1 else 1)
         super().build()
         self.method: Method = self.config.learning_method
         self.reward_scale = RewardScale()
         self.dataset: Dataset | None = None
         if self.method.learns_from == "dataset":
-            self.dataset = self._open_dataset(Path(self.config.dataset_path))
+            self.dataset = self._open_dataset(Path(self.config.run_directory) / "dataset")
 
     def _open_dataset(self, path: Path) -> Dataset:
         """The run's dataset: written by the first learner, read by all."""
@@ -79,7 +80,9 @@ class MethodLearner(TorchLearner):
             for tensor in [*self.policy.parameters(), *self.policy.buffers()]:
                 dist.broadcast(tensor.data, src=0)
 
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component("reward_scale", components, not_components):
             state["reward_scale"] = self.reward_scale.get_state()
@@ -89,6 +92,10 @@ class MethodLearner(TorchLearner):
         super().set_state(state)
         if "reward_scale" in state:
             self.reward_scale.set_state(state["reward_scale"])
+
+    def compute_loss_for_module(self, *, batch: Columns, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """RLlib's name for the loss of one minibatch."""
+        return self.method.loss(self.policy, batch)[0]
 
     def update(  # type: ignore[override]
         self, rollouts: Sequence[Rollout | ray.ObjectRef], *, key: str, seed: int, env_steps: int
@@ -139,10 +146,12 @@ class MethodLearner(TorchLearner):
             yield tree.map_structure(self.tensor, chunk)
 
     def _set_norms(self, dataset: Dataset) -> None:
-        count, means, variances = dataset.moments()
+        names = tree.flatten(dataset.obs_structure)
+        moments = dataset.moments()
         for i, norms in self.policy.norms():
+            of_leaf = moments[names[i]]
             for norm in norms:
-                norm.set(count, self.tensor(means[i]), self.tensor(variances[i]))
+                norm.set(of_leaf.count, self.tensor(of_leaf.mean), self.tensor(of_leaf.var))
 
     def _chunks_of_rollouts(self, rollouts: Sequence[Rollout], *, seed: int) -> Iterator[Columns]:
         """Shuffled passes over this learner's share of the newest rollouts, labelled by the method.
@@ -175,7 +184,7 @@ class MethodLearner(TorchLearner):
             for norm in norms:
                 norm.merge(x)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: np.ndarray) -> Tensor:
         """`array` on the learner's device; arrays out of the object store are read-only, so they are copied."""
         tensor = torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
         return tensor.to(self._device)

@@ -70,11 +70,11 @@ def generalized_advantages(
     gamma: float,
     lambda_: float,
 ) -> Tensor:
-    """GAE(γ, λ) [T, B]: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al., 2016, eq. 16).
+    """GAE [T, B]: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al., 2016, eq. 16).
 
     All arguments are [T, B]. `next_values` is the value of the state that the action led to, also where an
-    episode ended there; a time limit (`ends` but not `terminated`) is bootstrapped from it, a terminal state is
-    worth nothing.
+    episode ended there; a time limit (`ends` but not `terminated`) is bootstrapped from it, a terminal state
+    is worth nothing.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     decay = gamma * lambda_ * (~ends).to(deltas.dtype)
@@ -93,6 +93,6 @@ def clipped_surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, *, cli
 
 
 def approximate_kl(logp: Tensor, logp_old: Tensor) -> Tensor:
-    """KL(π_old ‖ π) estimated from samples of π_old: mean of (ρ − 1) − log ρ, never negative (Schulman, 2020)."""
+    """KL(π_old ‖ π) from samples of π_old: the mean of (ρ − 1) − log ρ, never negative (Schulman, 2020)."""
     log_ratio = logp - logp_old
     return (torch.expm1(log_ratio) - log_ratio).mean()

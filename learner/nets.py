@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def model_config(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ObservationNorm(nn.Module):
-    """(x − mean) / std over everything seen so far, clipped to ± OBS_CLIP. The moments travel with the weights."""
+    """(x − mean) / std over all that was seen, clipped to ± OBS_CLIP. The moments travel with the weights."""
 
     mean: Tensor
     std: Tensor
@@ -91,7 +92,7 @@ class ObservationNorm(nn.Module):
 def mlp(sizes: Sequence[int], activation: str, *, output_gain: float) -> nn.Sequential:
     """Linear layers with `activation` between them, orthogonal weights, zero biases."""
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         last = i == len(sizes) - 2
         linear = nn.Linear(n_in, n_out)
         nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5)
@@ -106,7 +107,7 @@ def is_flat(space: gym.Space) -> bool:
 
 
 class LeafEncoder(nn.Module):
-    """Features [N, size] of one leaf of an observation: images through RLlib's catalog, the rest flattened."""
+    """Features [N, size] of one leaf of an observation: images by RLlib's catalog, the rest flattened."""
 
     def __init__(self, space: gym.Space, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -195,7 +196,9 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         self.value_encoder: Encoder | None = None
         if config["value"] and not self.inference_only:
             if not self.is_mlp():
-                self.value_encoder = Encoder(self.observation_space, {**config, "normalise_observations": True})
+                self.value_encoder = Encoder(
+                    self.observation_space, {**config, "normalise_observations": True}
+                )
             self.vf = mlp([self.encoder.size, *hiddens, 1], activation, output_gain=1.0)
         self.activation = activation
 

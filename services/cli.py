@@ -45,7 +45,7 @@ def train(
 
     Ctrl-C ends the run after the current round with a checkpoint; `tutelage resume RUN` goes on.
     """
-    from services.job import train_command
+    from services.commands import train_command
 
     _finish(train_command(config, overrides or [], run, quiet=as_json), as_json)
 
@@ -60,7 +60,7 @@ def resume(
 
     Sections `stop`, `run` and `expert` may be changed, e.g. `stop.rounds=100`.
     """
-    from services.job import resume_command
+    from services.commands import resume_command
 
     _finish(resume_command(run, overrides or [], quiet=as_json), as_json)
 
@@ -74,7 +74,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the best policy of a run on fresh episodes."""
-    from services.job import evaluate_command
+    from services.commands import evaluate_command
 
     _finish(evaluate_command(run, episodes=episodes, seed=seed, video=video), as_json)
 
@@ -97,7 +97,7 @@ def scale(
     num_env_runners: Annotated[int, typer.Argument(min=1, help="Rollout actors from the next round on.")],
 ) -> None:
     """Change the number of rollout actors of a run while it goes on."""
-    from services.job import scale_command
+    from services.commands import scale_command
 
     scale_command(run, num_env_runners)
     typer.echo(f"{run} will use {num_env_runners} env runners from its next round on")
@@ -114,7 +114,9 @@ def presets() -> None:
 
 @app.command()
 def doctor(
-    oracle: Annotated[str | None, typer.Option(help="Also reach this expert, e.g. `grpc://host:50051`.")] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="Also reach this expert, e.g. `grpc://host:50051`.")
+    ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Also check this dataset folder.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Also start Ray, which takes some seconds.")] = False,
 ) -> None:
@@ -132,15 +134,23 @@ def serve(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keyword arguments of the oracle.")
     ] = None,
-    env: Annotated[str | None, typer.Option(help="The environment it is for; its spaces are announced.")] = None,
-    address: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.")] = "127.0.0.1:50051",
+    env: Annotated[
+        str | None, typer.Option(help="The environment it is for; its spaces are announced.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.")
+    ] = "127.0.0.1:50051",
     max_batch: Annotated[int, typer.Option(min=1, help="States in one forward, over all callers.")] = 4096,
-    max_delay_ms: Annotated[float, typer.Option(min=0, help="How long a call waits for others to join.")] = 0.0,
+    max_delay_ms: Annotated[
+        float, typer.Option(min=0, help="How long a call waits for others to join.")
+    ] = 0.0,
 ) -> None:
     """Serve an expert over gRPC until SIGTERM or Ctrl-C, which let accepted calls finish."""
-    from services.job import serve_command
+    from services.commands import serve_command
 
-    serve_command(oracle, arguments or [], env=env, address=address, max_batch=max_batch, max_delay_s=max_delay_ms / 1e3)
+    serve_command(
+        oracle, arguments or [], env=env, address=address, max_batch=max_batch, max_delay_s=max_delay_ms / 1e3
+    )
 
 
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:

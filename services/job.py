@@ -3,138 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
+from rich.console import Console
 
 from actors.collect import evaluate
-from actors.environments import make_env
-from expert_oracle.checkpoint import load_policy
-from expert_oracle.loading import checked
+from expert_oracle.checkpoint import load_checkpoint
 from services import report
-from services.overrides import check_arguments, to_yaml
 from services.progress import Progress
 from services.run_directory import RunDirectory
+from services.settings import RunSettings, Sections, Stop, build_config, preflight, settings_of
 from services.trainer import Trainer, TrainerConfig, test_seeds
-from tutelage.errors import ConfigError
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe
 
-Sections = Mapping[str, Mapping[str, Any]]
-FLUENT = ("environment", "env_runners", "expert", "method", "collection", "training", "learners", "rl_module",
-          "evaluation", "debugging", "fault_tolerance")  # fmt: skip
 RESTARTS = 3  # of a trainer whose learner died, from the last checkpoint
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When a run ends: at the first of these. The section `stop`."""
-
-    rounds: int | None = None
-    env_steps: int | None = None
-    expert_labels: int | None = None
-    validation_return: float | None = None  # mean return on the validation seeds
-    expert_fraction: float | None = None  # of the expert's return, by the validation return
-    wall_s: float | None = None
-
-    def reached(self, figures: Mapping[str, Any], expert_return: float | None) -> str | None:
-        """The criterion that is met, as `name=value`."""
-        limits = {
-            "rounds": (figures.get("round", -1) + 1, self.rounds),
-            "env_steps": (figures.get("env_steps", 0), self.env_steps),
-            "expert_labels": (figures.get("expert_labels", 0), self.expert_labels),
-            "validation_return": (figures.get("validation_mean", -np.inf), self.validation_return),
-            "expert_fraction": (figures.get("validation_mean", -np.inf), self.goal(expert_return)),
-            "wall_s": (figures.get("wall_s", 0.0), self.wall_s),
-        }
-        for name, (value, limit) in limits.items():
-            if limit is not None and value >= limit:
-                return f"{name}={getattr(self, name):g}"
-        return None
-
-    def goal(self, expert_return: float | None) -> float | None:
-        """The return that `expert_fraction` asks for; for negative returns, as far below the expert's."""
-        if self.expert_fraction is None or expert_return is None:
-            return None
-        return expert_return - (1 - self.expert_fraction) * abs(expert_return)
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What is measured and kept besides training itself. The section `run`."""
-
-    checkpoint_every_s: float = 60.0
-    keep_checkpoints: int = 3
-    episodes: int = 50  # by which the result is measured, on seeds that no policy was chosen by
-    baselines: bool = True  # measure the expert and a random policy on the same seeds
-
-
-def build_config(sections: Sections, run: RunDirectory | None = None) -> TrainerConfig:
-    """The TrainerConfig that the sections describe. Raises ConfigError naming what is unknown or wrong."""
-    config = TrainerConfig()
-    given = {name: dict(sections.get(name) or {}) for name in FLUENT}
-    if "name" not in given["method"]:
-        raise ConfigError("method.name is missing, e.g. method.name=dagger")
-    for name in ("method", *(section for section in FLUENT if section != "method")):
-        fluent = getattr(TrainerConfig if name not in ("training",) else TrainerConfig.__base__, name)
-        if name != "method":
-            check_arguments(name, fluent, given[name])
-        getattr(config, name)(**given[name])
-    if run is not None:
-        config.storage(dataset=run.path / "dataset", best=run.path / "checkpoints" / "best")
-    return config
-
-
-def settings_of(cls: type, section: str, sections: Sections) -> Any:
-    """The dataclass of a section that is ours alone (`stop`, `run`)."""
-    given = dict(sections.get(section) or {})
-    check_arguments(section, cls, given)
-    return cls(**given)
-
-
-def preflight(sections: Sections) -> TrainerConfig:
-    """Find what is wrong with a configuration before anything is written or started.
-
-    Makes the environment, connects to the expert and asks it about one state. Raises TutelageError.
-    """
-    config = build_config(sections)
-    settings_of(Stop, "stop", sections)
-    settings_of(RunSettings, "run", sections)
-    config.storage(dataset="unused").copy(copy_frozen=False).validate()
-    env = make_env(config.env_recipe())
-    try:
-        obs, _ = env.reset(seed=0)
-        if config.oracle_spec is not None:
-            expert = checked(
-                config.oracle_spec.build(), env.observation_space, env.action_space, config.oracle_spec.oracle
-            )
-            expert.act(batch_of_one(obs))
-            close(expert)
-    finally:
-        env.close()
-    return config
-
-
-def batch_of_one(obs: Any) -> Any:
-    """A single observation with a leading axis."""
-    import tree
-
-    return tree.map_structure(lambda leaf: np.asarray(leaf)[None], obs)
-
-
-def close(oracle: Any) -> None:
-    with contextlib.suppress(AttributeError):
-        oracle.close()
 
 
 def start_ray(config: TrainerConfig) -> None:
@@ -159,6 +53,9 @@ class Interruption:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[Interruption]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # a trial of Tune, which has its own way of stopping
+            return
         before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -173,7 +70,7 @@ class Interruption:
 
 
 class Job:
-    """Trains in a run directory until a stop criterion, a signal or an error; then measures and summarises."""
+    """Trains in a run directory until a stop criterion or a signal; then measures and summarises."""
 
     def __init__(self, run: RunDirectory, sections: Sections) -> None:
         self.run = run
@@ -182,7 +79,7 @@ class Job:
         self.settings: RunSettings = settings_of(RunSettings, "run", sections)
         self.config = build_config(sections, run)
         self.recipe: EnvRecipe = self.config.env_recipe()
-        self.known = run.read_summary() or {}  # baselines measured before an interruption
+        self.known = baselines_of(run.read_summary())  # baselines measured before an interruption
         self.trainer: Trainer | None = None
         self.wall_before = float((run.metrics() or [{}])[-1].get("wall_s", 0.0))
 
@@ -215,7 +112,9 @@ class Job:
         if not self.settings.baselines:
             return
         seeds = test_seeds(self.config.seed, self.settings.episodes)
-        wanted = {"random_return": "random"} | ({"expert_return": "oracle"} if self.config.oracle_spec else {})
+        wanted = {"random_return": "random"} | (
+            {"expert_return": "oracle"} if self.config.oracle_spec else {}
+        )
         for key, policy in wanted.items():
             if key not in self.known:
                 progress.note(f"measuring the {'expert' if policy == 'oracle' else 'random policy'}")
@@ -274,8 +173,7 @@ class Job:
     def _summarise(self, why: str, started: float) -> dict[str, Any]:
         """Measure the best policy on seeds that it was not chosen by."""
         assert self.trainer is not None
-        best = self.run.path / "checkpoints" / "best"
-        policy = load_policy(best if best.exists() else self.run.latest_checkpoint())  # type: ignore[arg-type]
+        policy = load_checkpoint(str(self.run.path))
         returns = measure(policy, self.recipe, test_seeds(self.config.seed, self.settings.episodes))
         mean, low, high = report.mean_ci95(returns)
         summary = {
@@ -294,8 +192,14 @@ class Job:
             "stopped_because": why,
         }
         self.run.write_summary(summary)
-        report.plot([self.run.path], self.run.path / "returns.png")
+        report.plot([self.run.path], self.run.returns_png)
         return summary
+
+
+def baselines_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The expert's and a random policy's figures in a summary."""
+    keys = [f"{who}_{what}" for who in ("expert", "random") for what in ("return", "ci95")]
+    return {key: summary[key] for key in keys if summary.get(key) is not None}
 
 
 def measure(policy: Oracle, recipe: EnvRecipe, seeds: list[int]) -> np.ndarray:
@@ -303,13 +207,19 @@ def measure(policy: Oracle, recipe: EnvRecipe, seeds: list[int]) -> np.ndarray:
     return evaluate(policy.act, recipe, seeds, num_envs=min(len(seeds), 16))[0]
 
 
-def new_run(sections: Sections, path: Path | None, *, name: str) -> RunDirectory:
+def new_run(sections: Sections, path: Path) -> RunDirectory:
     """Check everything, then make the run directory with its `config.yaml`."""
     preflight(sections)
-    run = RunDirectory.create(path, name=name)
-    (run.path / "config.yaml").write_text(to_yaml(sections))
-    return run
+    return RunDirectory.create(path, sections)
 
 
-def fields_of(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
+def execute(run: RunDirectory, sections: Sections, *, quiet: bool) -> dict[str, Any]:
+    """Run a job with its live table; afterwards the returns as a table."""
+    job = Job(run, sections)
+    stop = {name: value for name, value in asdict(job.stop).items() if value is not None}
+    with Progress(str(run.path), stop, quiet=quiet) as progress:
+        summary = job.execute(progress)
+    if not quiet:
+        Console().print(report.table(report.rows(report.read_groups([run.path]))))
+        print(f"{run.path} ended by {summary['stopped_because']}; learning curve: {run.returns_png}")
+    return summary

@@ -23,11 +23,12 @@ from tutelage.plugins import did_you_mean, load
 PRESETS = Path(__file__).parent / "presets"
 
 SECTIONS = (
-    *("environment", "env_runners", "expert", "method", "training", "learners", "rl_module", "evaluation"),
+    *("environment", "env_runners", "expert", "method", "collection", "training", "learners", "rl_module"),
+    *("evaluation", "run"),
     *("fault_tolerance", "checkpointing", "reporting", "debugging", "resources", "framework", "callbacks"),
     *("experimental", "stop", "tune"),
 )
-"""Fluent methods of `TrainerConfig`, and `stop` (criteria) and `tune` (seeds)."""
+"""Fluent methods of `TrainerConfig`, and `stop` (criteria), `run` (what is measured), `tune` (seeds)."""
 
 SHORTHANDS = {"seed": "debugging.seed", "seeds": "tune.seeds"}
 

@@ -1,4 +1,4 @@
-"""The trainer: RLlib's Algorithm with one step for every method, collect → ask → learn → publish → validate."""
+"""The trainer: RLlib's Algorithm, one step for every method: collect → ask → learn → publish → validate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+from actors.env_runner import RolloutRunner
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
 
-from actors.env_runner import RolloutRunner
 from actors.environments import make_env
 from expert_oracle.checkpoint import save_policy
 from expert_oracle.loading import OracleSpec
@@ -26,6 +26,7 @@ from learner.methods import make_method
 from learner.methods._base import Method
 from learner.nets import PolicyModule, model_config, save_module
 from services.report import mean_ci95
+from services.run_directory import RunDirectory
 from tutelage.errors import ConfigError, OracleError, TutelageError
 from tutelage.types import Array, EnvRecipe, Failure, Rollout, SampleRequest
 
@@ -60,8 +61,7 @@ class TrainerConfig(AlgorithmConfig):
         self.max_unlabelled = 2
         self.mixture_per: Literal["step", "episode"] = "step"
         self.label_batch = 4096
-        self.dataset_path: str | None = None
-        self.best_path: str | None = None
+        self.run_directory: str | None = None
         self._training_given: set[str] = set()
 
     # Fluent methods: the sections of a configuration file
@@ -131,12 +131,10 @@ class TrainerConfig(AlgorithmConfig):
             self.mixture_per = mixture_per
         return self
 
-    def storage(self, *, dataset: str | Path | None = NotProvided, best: str | Path | None = NotProvided) -> TrainerConfig:
-        """Folders of the aggregated dataset and of the best policy."""
-        if dataset is not NotProvided:
-            self.dataset_path = None if dataset is None else str(dataset)
-        if best is not NotProvided:
-            self.best_path = None if best is None else str(best)
+    def storage(self, *, run_directory: str | Path | None = NotProvided) -> TrainerConfig:
+        """Where the dataset and the best policy go; default: RLlib's folder of results for this trainer."""
+        if run_directory is not NotProvided:
+            self.run_directory = None if run_directory is None else str(run_directory)
         return self
 
     # What others read
@@ -161,7 +159,7 @@ class TrainerConfig(AlgorithmConfig):
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
         needs_value = self.learning_method is not None and self.learning_method.needs_value
-        return {"value": needs_value}
+        return {**super()._model_config_auto_includes, "value": needs_value}
 
     def validate(self) -> None:
         if self.learning_method is None:
@@ -170,11 +168,14 @@ class TrainerConfig(AlgorithmConfig):
             raise ConfigError("environment.env is missing, e.g. environment.env=CartPole-v1")
         if self.learning_method.asks and self.oracle_spec is None and not self._has_demonstrations():
             raise ConfigError(f"method {self.method_name} needs an expert; set expert.oracle")
-        if self.learning_method.learns_from == "dataset" and self.dataset_path is None:
-            raise ConfigError(f"method {self.method_name} needs a folder for its dataset; set storage.dataset")
         if self.asynchronous and self.num_env_runners == 0:
             raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
-        for name in ("rollout_fragment_length", "num_envs_per_env_runner", "evaluation_duration", "label_batch"):
+        for name in (
+            "rollout_fragment_length",
+            "num_envs_per_env_runner",
+            "evaluation_duration",
+            "label_batch",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a positive whole number, got {value!r}")
@@ -244,7 +245,10 @@ class Trainer(Algorithm):
         self.figures: dict[str, Any] = {}
         self.ready: list[Rollout | Reference] = []  # collected asynchronously, not learned from yet
         self.in_flight: dict[int, int] = {}  # runner -> version of the policy that it was asked to act with
-        super().setup(config)
+        if self.config.run_directory is None:
+            self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)
+            self.config.freeze()
+        super().setup(self.config)
         if self.env_runner_group is None:
             raise ConfigError("RLlib's offline input is not used here; set method.demonstrations")
         self._continue_dataset()
@@ -384,7 +388,10 @@ class Trainer(Algorithm):
     def _all_learners(self, function: Callable[[MethodLearner], Any]) -> list[Any]:
         """`function` of every learner; an error of any is raised here."""
         assert self.learner_group is not None
-        return [result.get() if result.ok else raise_(result.get()) for result in self.learner_group.foreach_learner(function)]
+        return [
+            result.get() if result.ok else raise_(result.get())
+            for result in self.learner_group.foreach_learner(function)
+        ]
 
     def _first_learner(self, function: Callable[[MethodLearner], Any]) -> Any:
         return self._all_learners(function)[0]
@@ -408,8 +415,8 @@ class Trainer(Algorithm):
         }
         if mean > self.best_mean:
             self.best_mean = mean
-            if self.config.best_path is not None:
-                self.save_policy(Path(self.config.best_path), validation_mean=mean, round=self.round - 1)
+            with RunDirectory(Path(str(self.config.run_directory))).new_best() as folder:
+                self.save_policy(folder, validation_mean=mean, round=self.round - 1)
         self.figures["best"] = self.best_mean
         return {ENV_RUNNER_RESULTS: {EPISODE_RETURN_MEAN: mean}, "ci95": [low, high]}
 
@@ -431,8 +438,13 @@ class Trainer(Algorithm):
         if self.config.num_env_runners == 0:
             return outcome(group.local_env_runner, seeds=seeds, weights=self._weights, policy=policy)
         ids = group.healthy_env_runner_ids()
-        calls = [partial(outcome, seeds=seeds[i :: len(ids)], weights=self._weights, policy=policy) for i in range(len(ids))]
-        results = group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=ids) if ids else []  # type: ignore[arg-type]
+        calls: list[Any] = [
+            partial(outcome, seeds=seeds[i :: len(ids)], weights=self._weights, policy=policy)
+            for i in range(len(ids))
+        ]
+        results = (
+            group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=ids) if ids else []
+        )
         merged: dict[int, Any] = {}
         for result in results:
             if isinstance(result, Failure):
@@ -454,10 +466,17 @@ class Trainer(Algorithm):
         low, high = (getattr(env.action_space, name, None) for name in ("low", "high"))
         env.close()
         save_policy(
-            folder / "policy.safetensors", arrays, low=low, high=high, env=str(self.config.env), metadata=metadata
+            folder / "policy.safetensors",
+            arrays,
+            low=low,
+            high=high,
+            env=str(self.config.env),
+            metadata=metadata,
         )
 
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
         state["trainer"] = {
             "round": self.round,

@@ -18,7 +18,9 @@ def method_class(name: str) -> type[Method]:
     if name not in known:
         raise ConfigError(f"method.name: there is no method {name!r}{did_you_mean(name, known)}")
     module = importlib.import_module(known[name])
-    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
+    classes = [
+        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)
+    ]
     (found,) = [value for value in classes if value.__module__ == module.__name__]
     return found
 

@@ -1,4 +1,4 @@
-"""DAgger: practise, ask the expert about every visited state, aggregate, refit (Ross, Gordon & Bagnell, 2011).
+"""DAgger: practise, ask the expert about every visited state, aggregate, refit (Ross et al., 2011).
 
 Algorithm 3.1 of the paper: for i = 1..N let π_i = β_i π* + (1−β_i) π̂_i, sample trajectories of π_i, get
 D_i = {(s, π*(s))} of the states visited, D ← D ∪ D_i, train π̂_{i+1} on D; return the best π̂_i on validation.

@@ -1,9 +1,9 @@
 """PPO: reinforcement learning as usual, by the clipped surrogate (Schulman et al., 2017).
 
-Maximises E[min(ρ A, clip(ρ, 1−ε, 1+ε) A)] with advantages by GAE (Schulman et al., 2016). Details that matter on
-MuJoCo (Engstrom et al., 2020; Andrychowicz et al., 2021), all here: observations normalised by running
-moments, rewards divided by the running standard deviation of the discounted return, advantages normalised per
-minibatch, orthogonal weights, small last layer, actions clipped only at the environment.
+Maximises E[min(ρ A, clip(ρ, 1−ε, 1+ε) A)] with advantages by GAE (Schulman et al., 2016). Details that
+matter on MuJoCo (Engstrom et al., 2020; Andrychowicz et al., 2021), all here: observations normalised by
+running moments, rewards divided by the running standard deviation of the discounted return, advantages
+normalised per minibatch, orthogonal weights, small last layer, actions clipped only at the environment.
 
 Departures: observation moments are frozen while rollouts are collected and learned from, so that the old
 log-probabilities are those of the policy that acted; a time limit is bootstrapped from the final observation.
@@ -69,7 +69,9 @@ class PPO(Method):
         next_values = values[1:].clone()
         if len(rollout.final_t):
             final_values = critic.predict(rollout.final_obs, leading=(len(rollout.final_t),))[1]
-            next_values[critic.tensor(rollout.final_t).long(), critic.tensor(rollout.final_b).long()] = final_values
+            next_values[critic.tensor(rollout.final_t).long(), critic.tensor(rollout.final_b).long()] = (
+                final_values
+            )
         terminated = critic.tensor(rollout.terminated)
         ends = terminated | critic.tensor(rollout.truncated)
         return generalized_advantages(

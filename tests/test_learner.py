@@ -1,0 +1,152 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from actors.collect import Collector, label
+from expert_oracle.loading import OracleSpec
+from learner.learner import MethodLearner, minibatches
+from learner.methods import make_method
+from learner.methods.bc import BC
+from learner.nets import PolicyModule
+from learner.reward_scale import RewardScale
+from tutelage.errors import ConfigError
+from tutelage.types import EnvRecipe
+
+CARTPOLE = EnvRecipe("CartPole-v1")
+
+
+def make_learner(tmp_path, method="dagger", env="CartPole-v1", **training):
+    made = gym.make(env)
+    config = AlgorithmConfig()
+    config.learning_method = make_method(method, {})
+    config.run_directory = str(tmp_path)
+    config.training(**{"lr": 1e-3, "minibatch_size": 64, "num_epochs": 2, **training})
+    spec = RLModuleSpec(
+        module_class=PolicyModule,
+        observation_space=made.observation_space,
+        action_space=made.action_space,
+        model_config={"value": config.learning_method.needs_value},
+    )
+    torch.manual_seed(0)
+    learner = MethodLearner(
+        config=config, module_spec=MultiRLModuleSpec(rl_module_specs={DEFAULT_MODULE_ID: spec})
+    )
+    learner.build()
+    return learner
+
+
+def rollouts(steps=64, envs=4, *, recipe=CARTPOLE, oracle="scripted:cartpole", round=0):
+    collector = Collector(recipe, envs, reproducible=True)
+    space = collector.envs.action_space
+    rng = np.random.default_rng(round)
+    rollout = collector.collect(
+        lambda obs: np.stack([space.sample() for _ in range(envs)]) if rng else obs, steps, round=round
+    )
+    return [label(rollout, OracleSpec(oracle, {}).build(), space) if oracle else rollout]
+
+
+def test_dagger_stores_what_it_learns_from_once(tmp_path):
+    learner = make_learner(tmp_path)
+    taken = rollouts()
+    first = learner.update(taken, key="round-0", seed=0, env_steps=256)
+    again = learner.update(taken, key="round-0", seed=0, env_steps=256)
+    assert first["dataset"] == again["dataset"] == first["expert_labels"] == first["dataset_steps"] == 256
+    assert first["minibatches"] == 2 * 4
+
+
+def test_dagger_descends_and_clones_a_simple_expert(tmp_path):
+    learner = make_learner(tmp_path, num_epochs=30)
+    taken = rollouts(256, 4)
+    learner.update(taken, key="round-0", seed=0, env_steps=1024)
+    figures = learner.update([], key="round-1", seed=1, env_steps=1024)
+    assert figures["loss"] < 0.2  # chance: log 2 = 0.69
+    obs, expert = taken[0].obs[:-1].reshape(-1, 4), taken[0].expert_actions.reshape(-1)
+    chosen = learner.policy.policy(torch.from_numpy(obs)).argmax(-1).numpy()
+    assert (chosen == expert).mean() > 0.9
+
+
+def test_observation_moments_are_those_of_the_dataset(tmp_path):
+    learner = make_learner(tmp_path)
+    taken = rollouts()
+    learner.update(taken, key="round-0", seed=0, env_steps=256)
+    obs = taken[0].obs[:-1].reshape(-1, 4)
+    norm = learner.policy.encoder.leaves[0].norm
+    np.testing.assert_allclose(norm.mean.numpy(), obs.mean(0), atol=1e-5)
+    np.testing.assert_allclose(norm.std.numpy(), obs.std(0), rtol=1e-4)
+
+
+def test_ppo_freezes_the_moments_that_its_rollouts_were_made_with(tmp_path):
+    learner = make_learner(tmp_path, "ppo")
+    taken = rollouts(oracle=None)
+    learner.update(taken, key="round-0", seed=0, env_steps=256)
+    norm = learner.policy.encoder.leaves[0].norm
+    assert float(norm.count) == 256
+    columns = learner.method.label(taken[0], learner)
+    params = learner.policy.policy(columns["obs"])
+    assert columns["logp"].shape == (256,)
+    figures = learner.update(taken, key="round-1", seed=1, env_steps=512)
+    assert float(norm.count) == 512
+    assert params.shape == (256, 2)
+    assert figures["kl"] >= 0
+
+
+def test_states_round_trip(tmp_path):
+    learner = make_learner(tmp_path / "a", "ppo")
+    learner.update(rollouts(oracle=None), key="round-0", seed=0, env_steps=256)
+    other = make_learner(tmp_path / "b", "ppo")
+    other.set_state(learner.get_state())
+    assert other.reward_scale.std == learner.reward_scale.std
+    for a, b in zip(learner.policy.state_dict().values(), other.policy.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+    learner.reward_scale.carried.clear()  # a restored trainer begins new episodes
+    taken = rollouts(oracle=None, round=1)
+    for each in (learner, other):
+        each.update(taken, key="round-1", seed=1, env_steps=512)
+    for a, b in zip(learner.policy.parameters(), other.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b)  # Adam's moments were restored too
+
+
+def test_learning_rate_schedule_is_followed(tmp_path):
+    learner = make_learner(tmp_path, lr=[[0, 1e-3], [1000, 0.0]])
+    learner.update(rollouts(), key="round-0", seed=0, env_steps=500)
+    assert learner.get_optimizer(DEFAULT_MODULE_ID).param_groups[0]["lr"] == pytest.approx(5e-4)
+
+
+def test_a_diverging_loss_is_an_error(tmp_path):
+    learner = make_learner(tmp_path)
+    with torch.no_grad():
+        learner.policy.pi[0].weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        learner.update(rollouts(), key="round-0", seed=0, env_steps=256)
+
+
+def test_minibatches_cover_a_chunk_and_drop_only_scraps():
+    chunk = {"obs": torch.arange(100)}
+    assert [len(m["obs"]) for m in minibatches(iter([chunk]), 30)] == [30, 30, 30]
+    assert [len(m["obs"]) for m in minibatches(iter([chunk]), 40)] == [40, 40, 20]
+    assert [len(m["obs"]) for m in minibatches(iter([chunk]), None)] == [100]
+    assert [len(m["obs"]) for m in minibatches(iter([chunk]), 256)] == [100]
+
+
+def test_reward_scale_is_the_spread_of_discounted_returns():
+    scale = RewardScale()
+    (rollout,) = rollouts(500, 8, oracle=None)
+    returns, running = [], np.zeros(8)
+    for t in range(500):
+        running = rollout.rewards[t] + 0.9 * running
+        returns.append(running.copy())
+        running[rollout.terminated[t] | rollout.truncated[t]] = 0
+    assert scale.update(rollout, 0.9) == pytest.approx(np.std(returns), rel=1e-3)
+
+
+def test_unknown_methods_and_settings_are_named():
+    assert isinstance(make_method("bc", {}), BC)
+    with pytest.raises(ConfigError, match="no method 'dager'; did you mean 'dagger'"):
+        make_method("dager", {})
+    with pytest.raises(ConfigError, match=r"method.bta is not a setting of dagger; did you mean 'beta'"):
+        make_method("dagger", {"bta": 1})
