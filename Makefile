@@ -37,10 +37,8 @@ test-all: setup system-packages
 	@$(BIN)/python -m pytest -q -m ""
 
 lint: setup
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
-	@$(BIN)/lint-imports --no-cache
+	@status=0; for check in "ruff check ." "ruff format --check ." pyright "lint-imports --no-cache --no-logo"; do \
+		$(BIN)/$$check || status=1; done; exit $$status
 
 BENCH ?= startup rollout learner dagger peers
 bench: setup
