@@ -140,8 +140,7 @@ def _similar(word: str) -> str:
 
 def checked(oracle: Oracle, observation_space: Any, action_space: Any, name: str) -> CheckedOracle:
     """`oracle`, with its answers checked; raises OracleError if it says that it is for other spaces."""
-    if isinstance(oracle, SelfDescribing):
-        description = oracle.describe()
+    if isinstance(oracle, SelfDescribing) and isinstance(description := oracle.describe(), pb.DescribeReply):
         _check_space(description, description.action_space, action_space, "action", name)
         _check_space(description, description.observation_space, observation_space, "observation", name)
     return CheckedOracle(oracle, action_space, name)

@@ -7,6 +7,7 @@ read-only view of the message's bytes, not a copy. A list comes back as a tuple.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ MAX_BYTES = 64 * 2**20
 
 _NAMES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in [*_NAMES, "float16", "float32", "float64"]}
+_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
+_LITTLE_ENDIAN = sys.byteorder == "little"
 MAX_AXES = 32
 _DIGITS = "0123456789"
 
@@ -49,12 +52,12 @@ def _encode(value: Tree, name: str) -> pb.Tree:
 def encode_tensor(value: Any, name: str = "tensor") -> pb.Tensor:
     """One array, of a dtype in `DTYPES`, as a message."""
     array = np.asarray(value)
-    dtype = DTYPES.get(array.dtype.name)
+    if not array.dtype.isnative or not _LITTLE_ENDIAN:
+        array = array.astype(array.dtype.newbyteorder("<"))
+    dtype = _NAME_OF.get(array.dtype)
     if dtype is None:
         raise ValueError(f"{name}: dtype {array.dtype} cannot be sent; known: {', '.join(DTYPES)}")
-    return pb.Tensor(
-        dtype=array.dtype.name, shape=array.shape, data=array.astype(dtype, copy=False).tobytes()
-    )
+    return pb.Tensor(dtype=dtype, shape=array.shape, data=array.tobytes())
 
 
 def decode(message: pb.Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> Tree:
@@ -143,6 +146,58 @@ def _scalar_if_uniform(bound: Array) -> pb.Tensor:
     bound = np.asarray(bound)
     uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
     return encode_tensor(bound.flat[0] if uniform else bound)
+
+
+def check_batch(value: Tree, space: pb.Space, name: str = "obs") -> None:
+    """Raise ValueError, naming the field, unless `value` holds [N, ...] elements of `space`.
+
+    Bounds are not checked, and a flat Box takes anything of its size.
+    """
+    match space.WhichOneof("kind"):
+        case "dict":
+            if not isinstance(value, dict) or set(value) != set(space.dict.spaces):
+                raise ValueError(
+                    f"{name}: expected a map with {sorted(space.dict.spaces)}, got {_keys(value)}"
+                )
+            for key, part in space.dict.spaces.items():
+                check_batch(value[key], part, f"{name}.{key}")
+        case "tuple":
+            if not isinstance(value, tuple) or len(value) != len(space.tuple.spaces):
+                raise ValueError(f"{name}: expected a list of {len(space.tuple.spaces)}, got {_keys(value)}")
+            for i, part in enumerate(space.tuple.spaces):
+                check_batch(value[i], part, f"{name}.{i}")
+        case _:
+            _check_array(value, space, name)
+
+
+def _keys(value: Tree) -> str:
+    if isinstance(value, dict):
+        return f"a map with {sorted(value)}"
+    return f"a list of {len(value)}" if isinstance(value, tuple) else "a tensor"
+
+
+def _check_array(value: Tree, space: pb.Space, name: str) -> None:
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name}: expected a tensor, got {_keys(value)}")
+    shape, integers = _element(space)
+    flat_fits = len(shape) == 1 and math.prod(value.shape[1:]) == math.prod(shape)
+    if value.ndim == 0 or not (value.shape[1:] == shape or flat_fits):
+        raise ValueError(f"{name}: expected shape (N, {', '.join(map(str, shape))}), got {value.shape}")
+    if integers != (value.dtype.kind in "iub"):
+        wanted = "integers" if integers else "floating-point numbers"
+        raise ValueError(f"{name}: expected {wanted}, got {value.dtype}")
+
+
+def _element(space: pb.Space) -> tuple[tuple[int, ...], bool]:
+    """The shape of one element of a space, and whether it holds integers."""
+    match space.WhichOneof("kind"):
+        case "box":
+            return tuple(space.box.shape), not space.box.dtype.startswith("float")
+        case "multi_discrete":
+            return tuple(space.multi_discrete.nvec.shape), True
+        case "multi_binary":
+            return tuple(space.multi_binary.shape), True
+    return (), True
 
 
 def space_text(space: pb.Space) -> str:
