@@ -30,7 +30,7 @@ STREAM_OFFSET = 8  # bytes of magic before the schema in an Arrow file
 MOMENT_ROWS = 65_536  # rows whose float64 copy is held while moments are computed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and variance of the rows of one column of vectors."""
 
@@ -73,7 +73,7 @@ class Column:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     path: Path
     rows: int

@@ -47,6 +47,7 @@ class Dataset:
         self.lost: list[str] = []
         self._damaged: set[str] = set()
         self._blocks: tuple[Block, ...] = ()
+        self._memory = shuffle.Memory()
         self._open()
 
     def _open(self) -> None:
@@ -263,7 +264,9 @@ class Dataset:
             raise DatasetError(f"{len(self)} rows in {self.path} cannot be shared by {world} readers")
         reader = Reader(self._blocks, self._leaves_of(columns))
         structure = {column: self.structure[column] for column in columns}
-        chunks = shuffle.chunks(reader, rows=rows, seed=seed, epochs=epochs, rank=rank, world=world)
+        chunks = shuffle.chunks(
+            reader, self._memory, rows=rows, seed=seed, epochs=epochs, rank=rank, world=world
+        )
         return (_rebuilt(structure, chunk) for chunk in chunks)
 
     def take(self, indices: Array, columns: Sequence[str] = ("obs", "actions")) -> dict[str, Tree]:

@@ -23,14 +23,6 @@ class Reader:
         self.rows = int(self.bounds[-1])
         self.row_bytes = sum(column.row_bytes for column in self.columns.values())
 
-    def load(self) -> dict[str, Array]:
-        """All rows."""
-        out = self.empty(self.rows)
-        for block, start, stop in zip(self.blocks, self.bounds, self.bounds[1:], strict=False):
-            for name, array in block.arrays(self.names).items():
-                out[name][start:stop] = array
-        return out
-
     def gather(self, indices: Array, out: Mapping[str, Array]) -> None:
         """Put rows by number into the first rows of `out`. `indices` ascend, so that each block is mapped
         once, read front to back and let go before the next."""
@@ -46,13 +38,47 @@ class Reader:
         return {name: np.empty((rows, *column.shape), column.dtype) for name, column in self.columns.items()}
 
 
+class Memory:
+    """Columns of a small dataset in memory, which grow with it, so that no block is read twice."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.blocks: Sequence[Block] = ()
+        self.rows = 0
+        self.columns: dict[str, Array] = {}
+
+    def hold(self, reader: Reader) -> dict[str, Array]:
+        """All rows of the reader's columns."""
+        if self.columns.keys() != set(reader.names) or self.blocks != reader.blocks[: len(self.blocks)]:
+            self.clear()
+            self.columns = reader.empty(0)
+        self._reserve(reader)
+        for block in reader.blocks[len(self.blocks) :]:
+            for name, array in block.arrays(reader.names).items():
+                self.columns[name][self.rows : self.rows + block.rows] = array
+            self.rows += block.rows
+        self.blocks = reader.blocks
+        return {name: array[: self.rows] for name, array in self.columns.items()}
+
+    def _reserve(self, reader: Reader) -> None:
+        if reader.rows <= min(len(array) for array in self.columns.values()):
+            return
+        columns = reader.empty(max(reader.rows, 2 * self.rows))
+        for name, array in self.columns.items():
+            columns[name][: self.rows] = array[: self.rows]
+        self.columns = columns
+
+
 def chunks(
-    reader: Reader, *, rows: int, seed: int, epochs: int, rank: int, world: int
+    reader: Reader, memory: Memory, *, rows: int, seed: int, epochs: int, rank: int, world: int
 ) -> Iterator[dict[str, Array]]:
     """Chunks of `rows` shuffled rows of this rank's share; see `Dataset.batches`."""
     shares = _shares(reader.rows, seed=seed, epochs=epochs, rank=rank, world=world)
     if reader.rows * reader.row_bytes <= MEMORY_BYTES:
-        return _from_memory(reader, shares, rows)
+        return _from_memory(memory.hold(reader), shares, rows)
+    memory.clear()
     return _from_disk(reader, shares, rows, np.random.default_rng([seed, rank]))
 
 
@@ -76,8 +102,7 @@ def permutation(rng: np.random.Generator, n: int) -> Array:
     return keys.astype(np.uint32) if bits <= 32 else keys.view(np.int64)
 
 
-def _from_memory(reader: Reader, shares: Iterator[Array], rows: int) -> Iterator[dict[str, Array]]:
-    data = reader.load()
+def _from_memory(data: Mapping[str, Array], shares: Iterator[Array], rows: int) -> Iterator[dict[str, Array]]:
     for share in shares:
         for chunk in _split(share, rows):
             yield take(data, chunk)
