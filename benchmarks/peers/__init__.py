@@ -4,7 +4,7 @@
 `scripts/` runs on the peers' Python: nothing of ours is imported there, and nothing of theirs here.
 """
 
+from benchmarks.peers.cases import CASES, measure
 from benchmarks.peers.environment import prepare
-from benchmarks.peers.measure import CASES, measure
 
 __all__ = ["CASES", "measure", "prepare"]

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers.measure import CASES, NoExpert, measure
+from benchmarks.peers.cases import CASES, NoExpert, measure
 
 
 def main(
