@@ -136,9 +136,7 @@ def load_policy(path: str | Path) -> PolicyFile:
 
 def _check_format(path: Path, header: Mapping[str, str]) -> None:
     if header.get("format") != FORMAT:
-        raise OracleError(
-            f"{path} is a safetensors file, but no policy of ours (its format is not {FORMAT!r})"
-        )
+        raise OracleError(f"{path} is a safetensors file, but not of the format {FORMAT!r}")
     if header.get("format_version") != str(VERSION):
         raise OracleError(
             f"{path} has format version {header.get('format_version')}; this release reads version {VERSION}"

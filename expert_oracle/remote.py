@@ -28,7 +28,7 @@ from tutelage import codec
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
-from tutelage.types import Tree
+from tutelage.types import Tree, check_leading
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class RemoteOracle:
         """Actions [N, ...] for observations [N, ...]."""
         pieces = self._pieces(obs)
         try:
-            requests = [pb.ActRequest(id=next(self._ids), obs=codec.encode(piece, "obs")) for piece in pieces]
+            requests = [self._request(piece) for piece in pieces]
         except ValueError as error:
             raise OracleError(f"observations cannot be sent: {error}") from None
         replies = _wait_for(self._connection.ask(requests))
@@ -114,11 +114,17 @@ class RemoteOracle:
             return [obs]
         return [_rows(obs, start, start + rows) for start in range(0, N, rows)]
 
+    def _request(self, obs: Tree) -> pb.ActRequest:
+        request = pb.ActRequest(id=next(self._ids))
+        codec.encode_into(request.obs, obs, "obs")
+        return request
+
     def _actions(self, reply: pb.ActReply, obs: Tree) -> Tree:
         if reply.WhichOneof("result") != "actions":
             raise OracleError(f"the expert at {self._connection.address} could not answer: {reply.error}")
         try:
             actions = codec.decode(reply.actions, "actions")
+            check_leading("actions", actions, len(tree.flatten(obs)[0]))
         except ValueError as error:
             raise OracleError(f"the expert at {self._connection.address} sent garbage: {error}") from None
         return actions

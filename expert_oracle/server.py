@@ -123,7 +123,9 @@ def _reply(request_id: int, answer: asyncio.Future[Tree]) -> pb.ActReply:
     error = answer.exception()
     try:
         if error is None:
-            return pb.ActReply(id=request_id, actions=codec.encode(answer.result(), "actions"))
+            reply = pb.ActReply(id=request_id)
+            codec.encode_into(reply.actions, answer.result(), "actions")
+            return reply
     except ValueError as encoding_error:
         error = encoding_error
     return pb.ActReply(id=request_id, error=_one_line(error))

@@ -30,34 +30,51 @@ _DIGITS = "0123456789"
 
 def encode(value: Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> pb.Tree:
     """A tree of arrays as a message. Raises ValueError, naming the field, for what cannot travel."""
+    message = pb.Tree()
+    encode_into(message, value, name, max_bytes)
+    return message
+
+
+def encode_into(message: pb.Tree, value: Tree, name: str, max_bytes: int = MAX_BYTES) -> None:
+    """The same into an empty message that is part of another one, which spares a copy."""
     size = sum(np.asarray(leaf).nbytes for leaf in tree.flatten(value))
     if size > max_bytes:
         raise ValueError(f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}")
-    return _encode(value, name)
+    _encode(message, value, name)
 
 
-def _encode(value: Tree, name: str) -> pb.Tree:
+def _encode(message: pb.Tree, value: Tree, name: str) -> None:
     if isinstance(value, dict):
-        for key in value:
+        message.map.SetInParent()
+        for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{name}: key {key!r} is not a string")
-        items = {key: _encode(item, f"{name}.{key}") for key, item in value.items()}
-        return pb.Tree(map=pb.TreeMap(items=items))
-    if isinstance(value, list | tuple):
-        items = [_encode(item, f"{name}.{i}") for i, item in enumerate(value)]
-        return pb.Tree(list=pb.TreeList(items=items))
-    return pb.Tree(tensor=encode_tensor(value, name))
+            _encode(message.map.items[key], item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        message.list.SetInParent()
+        for i, item in enumerate(value):
+            _encode(message.list.items.add(), item, f"{name}.{i}")
+    else:
+        _fill(message.tensor, value, name)
 
 
 def encode_tensor(value: Any, name: str = "tensor") -> pb.Tensor:
     """One array, of a dtype in `DTYPES`, as a message."""
+    message = pb.Tensor()
+    _fill(message, value, name)
+    return message
+
+
+def _fill(message: pb.Tensor, value: Any, name: str) -> None:
     array = np.asarray(value)
     if not array.dtype.isnative or not _LITTLE_ENDIAN:
         array = array.astype(array.dtype.newbyteorder("<"))
     dtype = _NAME_OF.get(array.dtype)
     if dtype is None:
         raise ValueError(f"{name}: dtype {array.dtype} cannot be sent; known: {', '.join(DTYPES)}")
-    return pb.Tensor(dtype=dtype, shape=array.shape, data=array.tobytes())
+    message.dtype = dtype
+    message.shape.extend(array.shape)
+    message.data = array.tobytes()
 
 
 def decode(message: pb.Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> Tree:

@@ -1,0 +1,45 @@
+"""Small experts for tests of loading and of the service."""
+
+import time
+
+import numpy as np
+
+
+def first_two(obs):
+    return obs[:, :2]
+
+
+def offset(obs, *, by=0.0):
+    return obs[:, :2] + by
+
+
+class Planner:
+    """An expert with arguments."""
+
+    def __init__(self, horizon, *, seed=0):
+        self.horizon, self.seed = horizon, seed
+
+    def act(self, obs):
+        return np.full((len(obs), 2), self.horizon, np.float32)
+
+
+class Slow:
+    """Takes its time, refuses negative numbers, and notes how large its batches were."""
+
+    def __init__(self, seconds=0.01):
+        self.seconds = seconds
+        self.batches = []
+
+    def act(self, obs):
+        time.sleep(self.seconds)
+        self.batches.append(len(obs))
+        if (obs < 0).any():
+            raise RuntimeError("negative\nnumbers")
+        return obs[:, :2]
+
+
+class Mute:
+    """No expert."""
+
+
+ready = Planner(3)

@@ -1,0 +1,128 @@
+"""One word finds any expert; what experts answer is checked."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from expert_oracle.loading import CheckedOracle, FunctionOracle, OracleSpec, checked
+from expert_oracle.remote import RemoteOracle
+from expert_oracle.scripted import SCRIPTED
+from tutelage.errors import ConfigError, OracleError
+
+HERE = str(Path(__file__).with_name("oracles.py"))
+BOX, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.Discrete(3, start=1)
+OBS = np.zeros((4, 5), np.float32)
+
+
+def test_the_forms_of_the_word():
+    assert OracleSpec("scripted:cartpole").build() is SCRIPTED["cartpole"]
+    assert isinstance(OracleSpec("grpc://localhost:1,other:2").build(), RemoteOracle)
+    assert isinstance(OracleSpec(f"{HERE}:first_two").build(), FunctionOracle)
+    assert OracleSpec(f"{HERE}:Planner", {"horizon": 2}).build().act(OBS)[0, 0] == 2
+    assert OracleSpec(f"{HERE}:ready").build().act(OBS)[0, 0] == 3
+    assert OracleSpec(f"{HERE}:offset", {"by": 7.0}).build().act(OBS)[0, 0] == 7
+
+
+def test_a_spec_is_small_and_picklable():
+    data = pickle.dumps(OracleSpec("grpc://localhost:1", {"deadline_s": 3.0}))
+    assert len(data) < 300
+    assert pickle.loads(data).build().addresses == ("localhost:1",)
+
+
+@pytest.mark.parametrize(
+    ("word", "arguments", "line"),
+    [
+        ("cartpole", {}, "'cartpole' is no expert; did you mean .*'scripted:cartpole'"),
+        ("scripted:cartpol", {}, r"no scripted expert 'cartpol'; did you mean 'cartpole'\?"),
+        ("script:cartpole", {}, r"no module named 'script'.*did you mean 'scripted:cartpole'\?"),
+        ("scripted:cartpole", {"k": 1}, "takes no arguments, got k"),
+        (f"{HERE}:planner", {}, r"no attribute 'planner'; did you mean 'Planner'\?"),
+        (f"{HERE}:Planner", {}, "missing a required argument: 'horizon'"),
+        (
+            f"{HERE}:Planner",
+            {"horizon": 1, "sed": 2},
+            r"unexpected keyword argument 'sed'; did you mean 'seed'\?",
+        ),
+        (f"{HERE}:offset", {"bye": 2}, "unexpected keyword argument 'bye'"),
+        (f"{HERE}:ready", {"horizon": 2}, "takes no arguments, got horizon"),
+        (f"{HERE}:Mute", {}, r"is a Mute without `act\(obs\)`"),
+        ("nowhere.py:f", {}, "no such file: .*nowhere.py"),
+        ("checkpoint:/nowhere", {}, "'/nowhere' is no file, no folder and no shipped expert"),
+        ("grpc://localhost", {}, "'localhost' is not of the form host:port"),
+        (
+            "grpc://localhost:1",
+            {"deadline": 1},
+            "unexpected keyword argument 'deadline'; did you mean 'deadline_s'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(word, arguments, line):
+    with pytest.raises(ConfigError, match=line) as info:
+        OracleSpec(word, arguments).build()
+    assert "\n" not in str(info.value)
+
+
+def answer(actions, space, N=4):
+    return CheckedOracle(FunctionOracle(lambda obs: actions), space, "mypkg:f").act(np.zeros((N, 5)))
+
+
+def test_good_answers_are_cast_and_clipped():
+    actions = answer([[0, 2], [0, -3], [0.5, 1], [0, 0]], BOX)
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(actions, [[0, 1], [0, -1], [0.5, 1], [0, 0]])
+    assert answer(np.array([1, 2, 3, 1], np.int8), DISCRETE).dtype == np.int64
+    assert answer(np.zeros((0, 2)), BOX, N=0).shape == (0, 2)
+    both = spaces.Dict({"arm": BOX, "grip": spaces.Tuple([DISCRETE, spaces.MultiBinary(2)])})
+    parts = {"arm": np.zeros((4, 2)), "grip": [np.ones(4, int), np.ones((4, 2), bool)]}
+    assert answer(parts, both)["grip"][1].dtype == np.int8
+
+
+@pytest.mark.parametrize(
+    ("actions", "space", "line"),
+    [
+        (np.array([[0, 0], [np.nan, 0], [0, np.nan], [np.nan] * 2]), BOX, "returned NaN for 3 of 4 states"),
+        (np.array([[0, 0], [np.inf, 0], [0, 0], [0, 0]]), BOX, "returned infinity for 1 of 4 states"),
+        (np.zeros((4, 6)), BOX, r"returned shape \(4, 6\), expected \(4, 2\)"),
+        (np.zeros((3, 2)), BOX, r"returned shape \(3, 2\), expected \(4, 2\)"),
+        (np.array([["a", "b"]] * 4), BOX, "returned <U1, expected numbers"),
+        ([[1], [2, 3]], BOX, "returned something that is no array"),
+        (None, BOX, r"returned shape \(\)"),
+        (np.zeros(4), DISCRETE, "returned float64, expected integers for Discrete"),
+        (np.array([0, 1, 2, 3]), DISCRETE, r"returned actions outside Discrete\(3, start=1\) for 1 of 4"),
+        (np.array([1, 1, 4, 4]), DISCRETE, "for 2 of 4 states"),
+        (np.ones((4, 1), int), DISCRETE, r"returned shape \(4, 1\), expected \(4,\)"),
+        (np.full((4, 2), 2), spaces.MultiDiscrete([3, 2]), "for 4 of 4 states"),
+        (np.zeros(4), spaces.Dict({"a": BOX}), r"returned ndarray, expected parts \['a'\]"),
+        ({"b": 1}, spaces.Dict({"a": BOX}), r"returned parts \['b'\], expected \['a'\]"),
+        ({"a": np.zeros((4, 3))}, spaces.Dict({"a": BOX}), r"part 'a', returned shape \(4, 3\)"),
+    ],
+)
+def test_bad_answers_are_refused_in_one_line(actions, space, line):
+    with pytest.raises(OracleError, match=line) as info:
+        answer(actions, space)
+    assert str(info.value).startswith("expert mypkg:f")
+    assert "\n" not in str(info.value)
+
+
+def test_an_expert_that_fails_is_named():
+    def broken(obs):
+        raise ZeroDivisionError("oops")
+
+    with pytest.raises(OracleError, match="expert mypkg:f failed for 4 states: ZeroDivisionError: oops"):
+        CheckedOracle(FunctionOracle(broken), BOX, "mypkg:f").act(OBS)
+
+
+def test_experts_that_know_their_spaces_are_compared_at_the_start():
+    pendulum = SCRIPTED["pendulum"]
+    obs_space = spaces.Box(-1, 1, (3,))
+    checked(pendulum, obs_space, spaces.Box(-2, 2, (1,)), "scripted:pendulum")
+    with pytest.raises(
+        OracleError,
+        match=r"action space Box\(1,\) differs from the environment's Box\(6,\) \(it is for Pendulum-v1\)",
+    ):
+        checked(pendulum, obs_space, spaces.Box(-2, 2, (6,)), "scripted:pendulum")
+    with pytest.raises(OracleError, match=r"expert's observation space Box\(3,\) differs"):
+        checked(pendulum, BOX, spaces.Box(-2, 2, (1,)), "scripted:pendulum")
