@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from services.run_directory import RunDirectory
 from tutelage.errors import ConfigError, OracleError, TutelageError
 from tutelage.types import Array, EnvRecipe, Failure, Rollout, SampleRequest
 
+logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)  # it greets every trainer
 RETURN_WINDOW = 100  # training episodes in `return_window`
 
 
@@ -144,9 +146,9 @@ class TrainerConfig(AlgorithmConfig):
         backend = str(self.gym_env_vectorize_mode or "sync").rsplit(".", 1)[-1].lower()
         return EnvRecipe(id=str(self.env), kwargs=dict(self.env_config or {}), backend=backend)  # type: ignore[arg-type]
 
-    def steps_per_round(self) -> int:
-        """Environment steps that all runners together make in one round."""
-        return max(1, self.num_env_runners) * self.num_envs_per_env_runner * int(self.rollout_fragment_length)
+    def steps_per_fragment(self) -> int:
+        """Environment steps that one runner makes for one request."""
+        return self.num_envs_per_env_runner * int(self.rollout_fragment_length)
 
     # RLlib's hooks
 
@@ -320,15 +322,18 @@ class Trainer(Algorithm):
         return rollouts
 
     def _collect_synchronously(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
-        """One fragment from every healthy runner."""
-        return self._until_some(lambda: self._on_runners(call))
+        """As many fragments as there are runners; the healthy ones make those of the others too."""
+        rollouts: list[Rollout | Reference] = []
+        while missing := self._num_runners() - len(rollouts):
+            rollouts += self._until_some(lambda missing=missing: self._on_runners(call, missing))
+        return rollouts
 
     def _collect_asynchronously(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
         """A round's worth of the fragments that are there, while all idle runners are set to work.
 
         Runners that act with a policy `max_version_lag` updates old are waited for.
         """
-        wanted = self.config.steps_per_round()
+        wanted = self._num_runners() * self.config.steps_per_fragment()
 
         def gather() -> list[Rollout | Reference]:
             self._fetch_and_dispatch(call)
@@ -354,10 +359,18 @@ class Trainer(Algorithm):
             group.foreach_env_runner_async(call, tag="sample", remote_worker_ids=idle)
             self.in_flight |= dict.fromkeys(idle, self.version)
 
-    def _on_runners(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
+    def _on_runners(self, call: Callable[[RolloutRunner], Any], at_most: int) -> list[Rollout | Reference]:
+        """What `at_most` healthy runners return, or the local one where there are no others."""
+        group = self.env_runner_group
+        assert group is not None
+        if self.config.num_env_runners == 0:
+            return usable([call(group.local_env_runner)])  # type: ignore[arg-type]
+        ids = group.healthy_env_runner_ids()[:at_most]
+        return usable(group.foreach_env_runner(call, local_env_runner=False, remote_worker_ids=ids))
+
+    def _num_runners(self) -> int:
         assert self.env_runner_group is not None
-        local = self.config.num_env_runners == 0
-        return usable(self.env_runner_group.foreach_env_runner(call, local_env_runner=local))
+        return max(1, self.env_runner_group.num_remote_env_runners())
 
     def _until_some(self, attempt: Callable[[], list[Any]]) -> list[Any]:
         """Repeat while runners are being restarted; RuntimeError if none comes back in time."""
