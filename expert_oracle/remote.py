@@ -174,7 +174,9 @@ class Connection:
         self._stream: Any = None  # gRPC's; None: there is none at the moment
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._lost_at: float | None = None  # when the stream broke; None: it has answered since
+        self._lost_at: float | None = (
+            None  # unanswered since then, though it has answered before
+        )
         self._heard_at = 0.0
         self._description: pb.DescribeReply | None = None
 
@@ -197,6 +199,8 @@ class Connection:
         question = Question(request, asyncio.get_running_loop().create_future())
         self._open[request.id] = question
         if self._task is None or self._task.done():
+            met = self._description is not None
+            self._lost_at = asyncio.get_running_loop().time() if met else None
             self._task = asyncio.create_task(self._keep_connected())
         return question
 
@@ -247,7 +251,6 @@ class Connection:
                     return
                 await asyncio.sleep(BACKOFF_S[0])
         except OracleError as error:
-            self._lost_at = None
             for question in list(self._open.values()):
                 self._settle(question, error)
 
@@ -351,6 +354,9 @@ class SharedLoop:
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine."""
+        if _in_event_loop():  # a notebook's, say; a thread can run only one
+            with concurrent.futures.ThreadPoolExecutor(1) as thread:
+                return thread.submit(self.wait_for, coroutine).result()
         with self._changed:
             lead, self._running = not self._running, True
         if lead:
@@ -383,6 +389,14 @@ class SharedLoop:
                 return future.result()
             self._running = True
         return self._run(asyncio.wrap_future(future, loop=self._loop))
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 _loops: dict[int, SharedLoop] = {}

@@ -1,0 +1,381 @@
+"""The expert service over real sockets, in this process and in others that are killed."""
+
+import asyncio
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from expert_oracle import server
+from expert_oracle.loading import FunctionOracle, OracleSpec, checked
+from expert_oracle.remote import RemoteOracle
+from expert_oracle.scripted import SCRIPTED
+from tutelage import codec, plugins
+from tutelage.errors import ConfigError, OracleError
+from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
+
+ROOT = Path(__file__).parents[1]
+HERE = str(Path(__file__).with_name("oracles.py"))
+OBS = np.random.default_rng(0).random((64, 5), np.float32)
+Slow = plugins.load(f"{HERE}:Slow")
+FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
+
+
+@contextmanager
+def serving(oracle, **settings):
+    """A service in a thread of this process; gives its address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+
+    running = run(server.start(oracle, address="127.0.0.1:0", **settings))
+    try:
+        yield running.address
+    finally:
+        run(running.stop(5.0))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+
+
+@contextmanager
+def process(oracle, address="127.0.0.1:0", *more):
+    """A service in a process of its own; gives the process and its address."""
+    command = [sys.executable, "-m", "expert_oracle.server", "--oracle", oracle, "--address", address, *more]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        yield child, child.stdout.readline().partition("grpc://")[2].strip()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def request(obs, number=1):
+    return pb.ActRequest(id=number, obs=codec.encode(obs))
+
+
+def forged(**tensor):
+    return pb.ActRequest(id=3, obs=pb.Tree(tensor=pb.Tensor(**tensor)))
+
+
+def stub_of(channel):
+    return oracle_pb2_grpc.ExpertOracleStub(channel)
+
+
+def test_describe_act_and_stream():
+    with serving(SCRIPTED["cartpole"], name="me", env_id="CartPole-v1") as address:
+        oracle = RemoteOracle([address])
+        description = oracle.describe()
+        assert (description.name, description.env_id) == ("me", "CartPole-v1")
+        assert codec.space_text(description.action_space) == "Discrete(2)"
+        obs = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+        expected = SCRIPTED["cartpole"].act(obs)
+        np.testing.assert_array_equal(oracle.act(obs), expected)
+        with grpc.insecure_channel(address) as channel:
+            reply = stub_of(channel).Act(request(obs, 7))
+        assert reply.id == 7
+        np.testing.assert_array_equal(codec.decode(reply.actions), expected)
+        oracle.close()
+
+
+def test_nested_observations_and_actions():
+    swap = FunctionOracle(lambda obs: {"arm": obs["b"][0], "leg": obs["a"]})
+    with serving(swap) as address:
+        oracle = RemoteOracle([address], max_rows=3)
+        actions = oracle.act({"a": OBS, "b": (OBS + 1, OBS)})
+    np.testing.assert_array_equal(actions["arm"], OBS + 1)
+    np.testing.assert_array_equal(actions["leg"], OBS)
+
+
+def test_large_requests_are_split_and_come_back_in_order():
+    obs = np.arange(10_007 * 5, dtype=np.float64).reshape(-1, 5)
+    slow = Slow(0.001)
+    with serving(slow) as address:
+        np.testing.assert_array_equal(RemoteOracle([address], max_rows=64).act(obs), obs[:, :2])
+    assert sum(slow.batches) == len(obs)
+    assert len(slow.batches) < 10_007 / 64  # pieces in flight at once shared a forward
+
+
+def test_images_beyond_the_default_message_limit():
+    frames = np.random.default_rng(0).integers(0, 255, (1100, 84, 84, 1), np.uint8)
+    with serving(FunctionOracle(lambda obs: obs[:, 0, 0])) as address:
+        np.testing.assert_array_equal(RemoteOracle([address]).act(frames), frames[:, 0, 0])
+
+
+def test_concurrent_callers_share_a_forward():
+    slow = Slow(0.02)
+    with serving(slow, max_delay_s=0.05, max_batch=512) as address:
+        oracles = [RemoteOracle([address]) for _ in range(8)]
+
+        def ask(oracle):
+            for _ in range(5):
+                np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, oracles))
+    assert sum(slow.batches) == 8 * 5 * 64
+    assert len(slow.batches) <= 20  # of 40 calls
+    assert max(slow.batches) <= 512
+
+
+def test_two_threads_share_one_client():
+    with serving(Slow(0.005)) as address:
+        oracle = RemoteOracle([address], max_rows=16)
+
+        def ask(k):
+            for i in range(20):
+                np.testing.assert_array_equal(oracle.act(OBS * k + i), OBS[:, :2] * k + i)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(ask, [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (pb.ActRequest(id=3), "obs: empty"),
+        (
+            pb.ActRequest(id=3, obs=pb.Tree(tensor=pb.Tensor(dtype="object", shape=[1]))),
+            "unknown dtype 'object'",
+        ),
+        (forged(dtype="float32", shape=[2**40, 4]), "0 bytes do not make float32"),
+        (request(np.zeros((4, 3), np.float32), 3), "obs: expected shape (N, 4), got (4, 3)"),
+        (request(np.zeros((4, 4), int), 3), "obs: expected floating-point numbers, got int64"),
+        (request(np.float32(1), 3), "obs: expected shape (N, 4), got ()"),
+        (request({"a": np.zeros((4, 4))}, 3), "obs: expected a tensor, got a map with ['a']"),
+    ],
+)
+def test_bad_requests_are_answered_on_their_id_and_the_stream_goes_on(message, words):
+    obs = np.ones((2, 4), np.float32)
+    with (
+        serving(SCRIPTED["cartpole"], env_id="CartPole-v1") as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        replies = list(stub_of(channel).ActStream(iter([request(obs, 1), message, request(obs, 2)])))
+    by_id = {reply.id: reply for reply in replies}
+    assert sorted(by_id) == [1, 2, 3]
+    assert words in by_id[3].error
+    assert by_id[1].WhichOneof("result") == by_id[2].WhichOneof("result") == "actions"
+
+
+def test_garbage_ends_its_own_stream_only():
+    with serving(FIRST_TWO) as address, grpc.insecure_channel(address) as channel:
+        raw = channel.stream_stream("/tutelage.v1.ExpertOracle/ActStream")
+        with pytest.raises(grpc.RpcError):
+            list(raw(iter([b"\xff" * 100])))
+        np.testing.assert_array_equal(RemoteOracle([address]).act(OBS), OBS[:, :2])
+
+
+def test_an_expert_that_fails_answers_only_the_guilty_with_an_error():
+    with serving(Slow(0.05), max_delay_s=0.1) as address:
+        good, bad = RemoteOracle([address]), RemoteOracle([address])
+        with ThreadPoolExecutor(2) as pool:
+            answers = pool.submit(good.act, OBS), pool.submit(bad.act, -OBS)
+            np.testing.assert_array_equal(answers[0].result(), OBS[:, :2])
+            with pytest.raises(
+                OracleError, match=f"{address} could not answer: RuntimeError: negative numbers$"
+            ):
+                answers[1].result()
+        np.testing.assert_array_equal(bad.act(OBS), OBS[:, :2])
+
+
+def test_an_expert_that_returns_too_few_rows_is_an_error():
+    with (
+        serving(FunctionOracle(lambda obs: obs[1:])) as address,
+        pytest.raises(OracleError, match="the expert's actions: expected leading axes"),
+    ):
+        RemoteOracle([address]).act(OBS)
+
+
+def test_an_expert_for_another_environment_is_refused_at_the_start():
+    import gymnasium as gym
+
+    with serving(SCRIPTED["pendulum"]) as address, gym.make("CartPole-v1") as env:
+        oracle = RemoteOracle([address])
+        with pytest.raises(OracleError, match=r"Box\(1,\) differs from the environment's Discrete\(2\)"):
+            checked(oracle, env.observation_space, env.action_space, f"grpc://{address}")
+    with pytest.raises(OracleError, match=r"differs from the environment's Discrete\(2\)"):
+        asyncio.run(server.start(SCRIPTED["pendulum"], address="127.0.0.1:0", env_id="CartPole-v1"))
+    with pytest.raises(ConfigError, match="'Nowhere-v0' cannot be made"):
+        asyncio.run(server.start(SCRIPTED["pendulum"], address="127.0.0.1:0", env_id="Nowhere-v0"))
+
+
+def test_health_and_reflection():
+    with serving(FIRST_TWO) as address, grpc.insecure_channel(address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "tutelage.v1.ExpertOracle"):
+            reply = health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answers = stub.ServerReflectionInfo(iter([ask]))
+        names = [service.name for service in next(answers).list_services_response.service]
+        assert "tutelage.v1.ExpertOracle" in names
+
+
+def test_a_taken_port_is_an_error():
+    with serving(FIRST_TWO) as address, pytest.raises(OracleError, match=f"cannot listen on {address}"):
+        asyncio.run(server.start(FIRST_TWO, address=address))
+
+
+def test_nobody_there_is_an_error_after_the_stated_time():
+    address = f"127.0.0.1:{free_port()}"
+    oracle = RemoteOracle([address], connect_timeout_s=0.7)
+    start = time.monotonic()
+    with pytest.raises(
+        OracleError, match=rf"no expert answers at grpc://{address}: tried for 0\.7 s"
+    ) as info:
+        oracle.act(OBS)
+    assert 0.6 < time.monotonic() - start < 2.5
+    assert "\n" not in str(info.value)
+
+
+def test_somebody_else_there_is_an_error_at_once():
+    async def start_other():
+        other = grpc.aio.server()
+        port = other.add_insecure_port("127.0.0.1:0")
+        await other.start()
+        return other, port
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    other, port = asyncio.run_coroutine_threadsafe(start_other(), loop).result()
+    with pytest.raises(OracleError, match=f"127.0.0.1:{port} does not serve us as an expert: UNIMPLEMENTED"):
+        RemoteOracle([f"127.0.0.1:{port}"]).act(OBS)
+    asyncio.run_coroutine_threadsafe(other.stop(0), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+
+
+def test_the_next_address_is_tried():
+    dead = f"127.0.0.1:{free_port()}"
+    with serving(FIRST_TWO) as address:
+        oracle = RemoteOracle([dead, address], connect_timeout_s=5.0)
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_silent_expert_is_an_error_after_the_deadline():
+    with serving(Slow(1.5)) as address:
+        oracle = RemoteOracle([address], deadline_s=0.4)
+        with pytest.raises(OracleError, match=r"has not answered for 0\.4 s"):
+            oracle.act(OBS)
+
+
+def test_a_client_is_picklable_before_and_after_it_connected():
+    with serving(FIRST_TWO) as address:
+        oracle = RemoteOracle([address], max_rows=8)
+        for copy in (pickle.loads(pickle.dumps(oracle)), oracle, pickle.loads(pickle.dumps(oracle))):
+            np.testing.assert_array_equal(copy.act(OBS), OBS[:, :2])
+
+
+def test_a_client_works_inside_an_event_loop():
+    async def ask(oracle):
+        return oracle.act(OBS)
+
+    with serving(FIRST_TWO) as address:
+        np.testing.assert_array_equal(asyncio.run(ask(RemoteOracle([address]))), OBS[:, :2])
+
+
+def test_a_server_that_restarts_between_two_questions_goes_unnoticed():
+    address = f"127.0.0.1:{free_port()}"
+    oracle = RemoteOracle([address], connect_timeout_s=30.0)
+    for _ in range(2):
+        with process(f"{HERE}:first_two", address):
+            np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_what_cannot_be_sent_is_an_error():
+    with pytest.raises(OracleError, match="observations cannot be sent: obs: dtype object"):
+        RemoteOracle(["127.0.0.1:1"]).act(np.array([None]))
+
+
+def test_a_killed_server_that_comes_back_costs_no_label():
+    """SIGKILL in mid-stream, back after a pause: every state is labelled, once, by its own label."""
+    address = f"127.0.0.1:{free_port()}"
+    obs = np.arange(4_000, dtype=np.float32).reshape(-1, 2)
+    oracle = RemoteOracle([address], max_rows=16, connect_timeout_s=30.0)
+    slow = (f"{HERE}:Slow", address, "--argument", "seconds=0.02", "--max-batch", "16")
+    with ThreadPoolExecutor(1) as pool, process(*slow) as (first, bound):
+        assert bound == address
+        oracle.act(obs[:16])
+        answer = pool.submit(oracle.act, obs)
+        time.sleep(0.5)
+        first.kill()
+        first.wait()
+        time.sleep(1.0)
+        assert not answer.done()
+        with process(*slow):
+            np.testing.assert_array_equal(answer.result(60), obs)
+            np.testing.assert_array_equal(oracle.act(obs[:5]), obs[:5])
+
+
+def test_a_server_that_stays_away_is_an_error_that_says_how_long():
+    with process(f"{HERE}:first_two") as (child, address):
+        oracle = RemoteOracle([address], reconnect_timeout_s=1.0, connect_timeout_s=30.0)
+        oracle.act(OBS)
+        child.kill()
+        child.wait()
+        start = time.monotonic()
+        with pytest.raises(OracleError, match=rf"grpc://{address} went away and is not back after 1 s"):
+            oracle.act(OBS)
+        assert 0.8 < time.monotonic() - start < 4
+
+
+def test_sigterm_answers_what_was_asked_and_exits_cleanly():
+    slow = (f"{HERE}:Slow", "127.0.0.1:0", "--argument", "seconds=0.5")
+    with ThreadPoolExecutor(1) as pool, process(*slow) as (child, address):
+        oracle = RemoteOracle([address], connect_timeout_s=30.0)
+        oracle.describe()
+        answer = pool.submit(oracle.act, OBS)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGTERM)
+        np.testing.assert_array_equal(answer.result(10), OBS[:, :2])
+        assert child.wait(10) == 0
+        assert child.stderr is not None
+        assert child.stderr.read() == ""
+
+
+def test_a_client_process_ends_without_noise():
+    code = (
+        "import sys, numpy as np; from expert_oracle.loading import OracleSpec;"
+        "print(OracleSpec(sys.argv[1]).build().act(np.ones((2, 5))).shape)"
+    )
+    with serving(FIRST_TWO) as address:
+        command = [sys.executable, "-c", code, f"grpc://{address}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("(2, 2)\n", "", 0)
+
+
+def test_the_command_refuses_in_one_line():
+    command = [sys.executable, "-m", "expert_oracle.server", "--oracle", "scripted:cartpol"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "error: no scripted expert 'cartpol'; did you mean 'cartpole'?\n"
+
+
+def test_the_word_in_the_config_reaches_a_service():
+    with serving(FIRST_TWO) as address:
+        oracle = OracleSpec(f"grpc://{address}", {"deadline_s": 5.0}).build()
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
