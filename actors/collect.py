@@ -10,8 +10,7 @@ import gymnasium as gym
 import numpy as np
 import tree
 
-from actors.environments import columns, concatenated, make_env, make_vector, put, rows, to_env
-from actors.forward import Act
+from actors.environments import Act, columns, concatenated, make_env, make_vector, put, rows, to_env
 from actors.mixture import Mixture
 from actors.replay import is_reproducible
 from tutelage.protocols import Oracle

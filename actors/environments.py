@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from tutelage.errors import ConfigError
 from tutelage.policy import distribution_of
 from tutelage.types import Array, EnvRecipe, Tree
+
+Act = Callable[[Tree], Array]
+"""Observations [N, ...] -> actions [N, ...] of the action space; Box actions need not be clipped."""
 
 LEAF_SPACES = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
 SIMULATORS = {  # distributions by the package that the environment's class is in

@@ -12,14 +12,12 @@ import numpy as np
 import torch
 import tree
 
+from actors.environments import Act
 from tutelage.policy import distribution_of, mode, sample
 from tutelage.types import Array, Tree
 
 Forward = Callable[[Tree], Array]
 """Observations [N, ...] -> parameters of the action distribution [N, P], laid out as in `tutelage.policy`."""
-
-Act = Callable[[Tree], Array]
-"""Observations [N, ...] -> actions [N, ...]; Box actions need not be clipped."""
 
 
 def forward_of(module: Any) -> Forward:
