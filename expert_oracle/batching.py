@@ -142,8 +142,11 @@ def _forward(oracle: Oracle, batch: Sequence[Tree]) -> list[Tree | Exception]:
 
 
 def _act(oracle: Oracle, obs: Tree) -> Tree:
-    actions = tree.map_structure(np.asarray, oracle.act(obs))
-    check_leading("the expert's actions", actions, len(tree.flatten(obs)[0]))
+    actions, N = oracle.act(obs), len(obs if isinstance(obs, np.ndarray) else tree.flatten(obs)[0])
+    if isinstance(actions, np.ndarray) and actions.shape[:1] == (N,):
+        return actions  # the common case, without the cost of walking trees
+    actions = tree.map_structure(np.asarray, actions)
+    check_leading("the expert's actions", actions, N)
     return actions
 
 

@@ -174,9 +174,7 @@ class Connection:
         self._stream: Any = None  # gRPC's; None: there is none at the moment
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._lost_at: float | None = (
-            None  # unanswered since then, though it has answered before
-        )
+        self._lost_at: float | None = None  # unanswered since then, though it has answered before
         self._heard_at = 0.0
         self._description: pb.DescribeReply | None = None
 

@@ -37,10 +37,15 @@ def encode(value: Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> pb.Tr
 
 def encode_into(message: pb.Tree, value: Tree, name: str, max_bytes: int = MAX_BYTES) -> None:
     """The same into an empty message that is part of another one, which spares a copy."""
-    size = sum(np.asarray(leaf).nbytes for leaf in tree.flatten(value))
+    _check_size(value, name, max_bytes)
+    _encode(message, value, name)
+
+
+def _check_size(value: Tree, name: str, max_bytes: int) -> None:
+    leaves = [value] if isinstance(value, np.ndarray) else tree.flatten(value)
+    size = sum(np.asarray(leaf).nbytes for leaf in leaves)
     if size > max_bytes:
         raise ValueError(f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}")
-    _encode(message, value, name)
 
 
 def _encode(message: pb.Tree, value: Tree, name: str) -> None:
@@ -80,9 +85,7 @@ def _fill(message: pb.Tensor, value: Any, name: str) -> None:
 def decode(message: pb.Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> Tree:
     """The tree of read-only arrays in a message. Raises ValueError, naming the field, if it is malformed."""
     value = _decode(message, name)
-    size = sum(leaf.nbytes for leaf in tree.flatten(value))
-    if size > max_bytes:
-        raise ValueError(f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}")
+    _check_size(value, name, max_bytes)
     return value
 
 
