@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.common import Row, row, run
-from expert_oracle.checkpoint import EXPERTS
+from expert_oracle.checkpoint import SHIPPED
 from services.overrides import load_config
 from services.settings import build_config
 
@@ -30,7 +30,7 @@ FRACTION = 0.95
 def reach_bar(preset: str, seed: int, overrides: Sequence[str]) -> dict[str, float]:
     """CPU seconds, labels and rounds of one run until it is as good as the bar."""
     sections = load_config(preset, [f"seed={seed}", "evaluation.evaluation_interval=null", *overrides])
-    trainer = build_config(sections).build_algo()
+    trainer = build_config(sections).build_trainer()
     sets = [range(1000, 1020), range(5000, 5020)]
     goals = []
     for seeds in sets:
@@ -61,7 +61,7 @@ def published(name: str) -> list[str]:
 def rows(name: str) -> Iterable[Row]:
     """Ours, medians of `SEEDS`, beside one run of the peer."""
     ours = [reach_bar(f"dagger-{name}", seed, published(name)) for seed in range(SEEDS)]
-    shipped = None if published(name) else EXPERTS / f"{name}.safetensors"
+    shipped = None if published(name) else SHIPPED / f"{name}.safetensors"
     peer = peers.measure(f"dagger-{name}", expert=shipped)
     for key, unit, reach in (("cpu_s", "CPU-s", 4), ("labels", "labels", 1)):
         yield row(

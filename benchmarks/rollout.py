@@ -59,7 +59,7 @@ def bare(env_id: str) -> Callable[[], object]:
     return step
 
 
-def stock(env_id: str) -> Callable[[], object]:
+def stock(env_id: str) -> Callable[[], Any]:
     """RLlib's own runner."""
     config = (
         PPOConfig()
@@ -68,7 +68,7 @@ def stock(env_id: str) -> Callable[[], object]:
         .rl_module(model_config={"fcnet_hiddens": [64, 64], "fcnet_activation": "tanh"})
     )
     runner = SingleAgentEnvRunner(config=config)
-    return partial(runner.sample, num_timesteps=ENVS * STEPS[env_id])
+    return lambda: runner.sample(num_timesteps=ENVS * STEPS[env_id])
 
 
 def rows(env_id: str, *, reach_bare: float, reach_stock: float | None) -> Iterable[Row]:

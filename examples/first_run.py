@@ -2,8 +2,8 @@
 
     make run        or        python -m examples.first_run [--env hopper] [--labels 14000] [--runs runs]
 
-Starts `tutelage oracle serve` with the expert that comes with Tutelage, trains DAgger and then behaviour cloning
-with two rollout actors each, and ends with a table of returns, learning curves, a summary and a video.
+Starts `tutelage oracle serve` with the expert that comes with Tutelage, trains DAgger and then behaviour
+cloning with two rollout actors each, and ends with a table of returns, learning curves, a summary and a video.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from rich.console import Console
 
 from actors.clips import record
-
-from expert_oracle.checkpoint import load_policy
+from expert_oracle.checkpoint import load_checkpoint
 from services import report
 from services.job import execute, new_run
 from services.overrides import load_config
@@ -45,11 +45,12 @@ def expert_service(expert: str, env: str) -> Iterator[str]:
         process.wait(timeout=20)
 
 
-def train(preset: str, folder: Path, overrides: list[str]) -> tuple[Path, dict[str, Any]]:
-    """One run to its end: its folder and its summary."""
+def train(preset: str, folder: Path, overrides: list[str]) -> Path:
+    """One run to its end; its folder."""
     sections = load_config(preset, overrides)
-    run = new_run(sections, folder, name=preset)
-    return run.path, execute(run, sections, quiet=False)
+    with new_run(sections, folder) as run:
+        execute(run, sections, quiet=False)
+    return folder
 
 
 def main() -> None:
@@ -68,14 +69,14 @@ def main() -> None:
             "env_runners.num_env_runners=2",
             f"stop.expert_labels={options.labels}",
         ]
-        dagger, found = train(f"dagger-{options.env}", folder / "dagger", common)
-        bc, cloned = train(f"bc-{options.env}", folder / "bc", [*common, "run.baselines=false"])
+        dagger = train(f"dagger-{options.env}", folder / "dagger", common)
+        bc = train(f"bc-{options.env}", folder / "bc", [*common, "run.baselines=false"])
     report.plot([dagger, bc], folder / "returns.png")
-    report.show(report.table([*report.rows_of(cloned), *report.rows_of(found)]))
+    Console().print(report.table(report.rows(report.read_groups([bc, dagger]))))
     print(f"learning curves: {folder / 'returns.png'}\nsummary:         {dagger / 'summary.json'}")
     try:
         video = folder / "dagger.mp4"
-        record(load_policy(dagger).act, EnvRecipe(env), test_seeds(0, 1)[0], video)
+        record(load_checkpoint(str(dagger)).act, EnvRecipe(env), test_seeds(0, 1)[0], video)
         print(f"video:           {video}")
     except TutelageError as error:
         print(f"no video: {error}")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
-from learner.methods._base import Columns, Method
+from learner.methods._base import Columns, Method, each
 from learner.nets import PolicyModule
 from learner.reward_scale import RewardScale
 from tutelage.types import Rollout, Tree
@@ -32,18 +32,18 @@ PREDICT_ROWS = 4_096  # observations in one forward without gradients
 
 
 class MethodLearner(TorchLearner):
-    """Runs any method. Settings come from `config.learning_method`, `config.run_directory` and RLlib's own sections."""
+    """Runs any method: `config.learning_method`, in `config.run_directory`, with RLlib's own settings."""
 
     def build(self) -> None:
         if not self.config.num_gpus_per_learner:
             cpus = self.config.num_cpus_per_learner
             torch.set_num_threads(int(cpus) if isinstance(cpus, int | float) and cpus >= 1 else 1)
         super().build()
-        self.method: Method = self.config.learning_method
+        self.method: Method = self.config.learning_method  # type: ignore[attr-defined]
         self.reward_scale = RewardScale()
         self.dataset: Dataset | None = None
         if self.method.learns_from == "dataset":
-            self.dataset = self._open_dataset(Path(self.config.run_directory) / "dataset")
+            self.dataset = self._open_dataset(Path(self.config.run_directory) / "dataset")  # type: ignore[attr-defined]
 
     def _open_dataset(self, path: Path) -> Dataset:
         """The run's dataset: written by the first learner, read by all."""
@@ -64,19 +64,20 @@ class MethodLearner(TorchLearner):
     # RLlib's hooks
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        params = self.get_parameters(self.module[module_id])
-        fused = all(param.is_cuda or param.device.type == "cpu" for param in params)
+        params: Any = self.get_parameters(self.module[module_id])
         self.register_optimizer(
             module_id=module_id,
-            optimizer=torch.optim.Adam(params, eps=1e-5, fused=fused),
+            optimizer=torch.optim.Adam(params, eps=1e-5, fused=True),
             params=params,
             lr_or_lr_schedule=config.lr,
         )
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Begin with the first learner's weights. One flat all-reduce a minibatch then does what DDP would, at
-        half its cost for small networks."""
-        if self.config.num_learners > 1:
+        """Begin with the first learner's weights.
+
+        One flat all-reduce a minibatch then does what DDP would, at half its cost for small networks.
+        """
+        if self._world() > 1:
             for tensor in [*self.policy.parameters(), *self.policy.buffers()]:
                 dist.broadcast(tensor.data, src=0)
 
@@ -143,7 +144,7 @@ class MethodLearner(TorchLearner):
             rank=self._rank(),
             world=self._world(),
         ):
-            yield tree.map_structure(self.tensor, chunk)
+            yield each(self.tensor, chunk)
 
     def _set_norms(self, dataset: Dataset) -> None:
         names = tree.flatten(dataset.obs_structure)
@@ -169,7 +170,7 @@ class MethodLearner(TorchLearner):
         generator = np.random.default_rng(seed)
         for _ in range(self.config.num_epochs or 1):
             order = torch.from_numpy(generator.permutation(rows // self._world()))
-            yield tree.map_structure(lambda x, order=order: x.index_select(0, order), share)
+            yield each(lambda x, order=order: x.index_select(0, order), share)
         if not new:
             self._merge_norms(rollouts)
 
@@ -185,7 +186,7 @@ class MethodLearner(TorchLearner):
                 norm.merge(x)
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """`array` on the learner's device; arrays out of the object store are read-only, so they are copied."""
+        """`array` on the learner's device; what comes out of the object store is read-only and is copied."""
         tensor = torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
         return tensor.to(self._device)
 
@@ -212,7 +213,7 @@ class MethodLearner(TorchLearner):
         """One optimiser step a minibatch; means of the method's figures over the minibatches."""
         size = self.config.minibatch_size
         optimiser = self.get_optimizer(DEFAULT_MODULE_ID)
-        params = self._optimizer_parameters[optimiser]
+        params: list[Any] = self._optimizer_parameters[optimiser]
         sums: dict[str, Tensor] = {}
         steps = 0
         for minibatch in minibatches(chunks, size):
@@ -244,7 +245,7 @@ class MethodLearner(TorchLearner):
             gradient.copy_(part.view_as(gradient))
 
     def _world(self) -> int:
-        return max(1, self.config.num_learners)
+        return max(1, self.config.num_learners or 0)
 
     def _rank(self) -> int:
         return dist.get_rank() if self._world() > 1 else 0
@@ -265,7 +266,7 @@ def minibatches(chunks: Iterator[Columns], size: int | None) -> Iterator[Columns
         step = min(size or rows, rows)
         for start in range(0, rows, step):
             if rows - start >= step / 2:
-                yield tree.map_structure(lambda x: x[start : start + step], chunk)  # noqa: B023
+                yield each(lambda x, part=slice(start, start + step): x[part], chunk)
 
 
 def metrics_of(results: Sequence[Mapping[str, float]]) -> dict[str, float]:

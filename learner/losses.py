@@ -70,7 +70,7 @@ def generalized_advantages(
     gamma: float,
     lambda_: float,
 ) -> Tensor:
-    """GAE [T, B]: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al., 2016, eq. 16).
+    """GAE [T, B]: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al., 2016).
 
     All arguments are [T, B]. `next_values` is the value of the state that the action led to, also where an
     episode ended there; a time limit (`ends` but not `terminated`) is bootstrapped from it, a terminal state

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import ConfigError
 from tutelage.plugins import did_you_mean
-from tutelage.policy import MLPPolicy, distribution_of, mode
+from tutelage.policy import Distribution, MLPPolicy, distribution_of, mode
 from tutelage.types import Tree
 
 DEFAULTS: Mapping[str, Any] = {
@@ -116,7 +116,7 @@ class LeafEncoder(nn.Module):
         self.norm: ObservationNorm | None = None
         if isinstance(space, gym.spaces.Box) and len(space.shape) == 3:
             encoder = image_encoder(space, config["conv_filters"])
-            self.cnn, self.size = encoder.build("torch"), int(np.prod(encoder.output_dims))
+            self.cnn, self.size = encoder.build("torch"), int(np.prod(np.array(encoder.output_dims)))
         else:
             self.size = gym.spaces.flatdim(space)
             if config["normalise_observations"] and is_flat(space):
@@ -180,6 +180,7 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
 
     def setup(self) -> None:
         config = model_config(self.model_config or {})
+        self.distribution: Distribution
         self.distribution, self.nvec = distribution_of(self.action_space)
         hiddens, activation = config["fcnet_hiddens"], config["fcnet_activation"]
         self.encoder = Encoder(self.observation_space, config)
@@ -236,7 +237,7 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         if not self.is_mlp():
             return None
         linears = [layer for layer in self.pi if isinstance(layer, nn.Linear)]
-        norm = self.encoder.leaves[0].norm
+        norm: ObservationNorm | None = self.encoder.leaves[0].norm  # type: ignore[assignment]
         return MLPPolicy(
             weights=[np.ascontiguousarray(to_numpy(layer.weight).T) for layer in linears],
             biases=[to_numpy(layer.bias) for layer in linears],

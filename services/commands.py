@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from actors.clips import record
 
+from actors.clips import record
 from expert_oracle.checkpoint import load_checkpoint
 from expert_oracle.loading import OracleSpec
 from services import report
@@ -84,7 +84,7 @@ def serve_command(
     from expert_oracle.server import serve
 
     oracle = OracleSpec(word, key_values(arguments)).build()
-    serve(oracle, name=word, env_id=env, address=address, max_batch=max_batch, max_delay_s=max_delay_s)
+    serve(oracle, name=word, env_id=env or "", address=address, max_batch=max_batch, max_delay_s=max_delay_s)
 
 
 def key_values(arguments: list[str]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def start_ray(config: TrainerConfig) -> None:
         ray.init(**quiet)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this cluster is reachable on loopback only
-    wanted = config.num_env_runners * (config.num_cpus_per_env_runner or 1) + config.num_learners + 1
+    wanted = config.num_env_runners * (config.num_cpus_per_env_runner or 1) + (config.num_learners or 0) + 1
     ray.init(num_cpus=max(os.cpu_count() or 1, int(wanted)), include_dashboard=False, **quiet)
 
 
@@ -102,7 +102,7 @@ class Job:
         checkpoint = self.run.latest_checkpoint()
         if checkpoint is None:
             return Trainer(config=self.config)
-        trainer = Trainer.from_checkpoint(str(checkpoint))
+        trainer = Trainer.restored(checkpoint)
         self.run.truncate_after(trainer.round - 1)
         return trainer
 

@@ -34,7 +34,7 @@ def train_seeds(sections: Sections, path: Path, seeds: int, *, quiet: bool) -> d
     start_ray(config)
     trial = tune.with_resources(
         tune.with_parameters(seed_trial, sections=sections, path=str(path.resolve())),
-        Trainer.default_resource_request(config),
+        Trainer.default_resource_request(config),  # type: ignore[arg-type]
     )
     tuner = tune.Tuner(
         trial,

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,9 @@ import numpy as np
 import ray
 from actors.env_runner import RolloutRunner
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
 
 from actors.environments import make_env
@@ -26,12 +26,14 @@ from learner.learner import MethodLearner, metrics_of
 from learner.methods import make_method
 from learner.methods._base import Method
 from learner.nets import PolicyModule, model_config, save_module
+from services.fleet import Collected, Fleet, Reference, Who
 from services.report import mean_ci95
 from services.run_directory import RunDirectory
-from tutelage.errors import ConfigError, OracleError, TutelageError
-from tutelage.types import Array, EnvRecipe, Failure, Rollout, SampleRequest
+from tutelage.errors import ConfigError
+from tutelage.types import Array, EnvRecipe, SampleRequest
 
 logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)  # it greets every trainer
+NOT_GIVEN: Any = NotProvided
 RETURN_WINDOW = 100  # training episodes in `return_window`
 
 
@@ -87,10 +89,10 @@ class TrainerConfig(AlgorithmConfig):
     def expert(
         self,
         *,
-        oracle: str | None = NotProvided,
-        arguments: Mapping[str, Any] | None = NotProvided,
-        label_batch: int = NotProvided,
-        max_unlabelled: int = NotProvided,
+        oracle: str | None = NOT_GIVEN,
+        arguments: Mapping[str, Any] | None = NOT_GIVEN,
+        label_batch: int = NOT_GIVEN,
+        max_unlabelled: int = NOT_GIVEN,
     ) -> TrainerConfig:
         """Whom to ask.
 
@@ -100,23 +102,23 @@ class TrainerConfig(AlgorithmConfig):
             label_batch: states asked about in one call.
             max_unlabelled: rollouts of one runner that may wait for labels while it collects the next one.
         """
-        if oracle is not NotProvided or arguments is not NotProvided:
+        if oracle is not NOT_GIVEN or arguments is not NOT_GIVEN:
             known = self.oracle_spec or OracleSpec("", {})
-            word = known.oracle if oracle is NotProvided else oracle
-            given = known.arguments if arguments is NotProvided else (arguments or {})
+            word = known.oracle if oracle is NOT_GIVEN else (oracle or "")
+            given = known.arguments if arguments is NOT_GIVEN else (arguments or {})
             self.oracle_spec = OracleSpec(word, dict(given)) if word or given else None
-        if label_batch is not NotProvided:
+        if label_batch is not NOT_GIVEN:
             self.label_batch = label_batch
-        if max_unlabelled is not NotProvided:
+        if max_unlabelled is not NOT_GIVEN:
             self.max_unlabelled = max_unlabelled
         return self
 
     def collection(
         self,
         *,
-        asynchronous: bool = NotProvided,
-        max_version_lag: int = NotProvided,
-        mixture_per: Literal["step", "episode"] = NotProvided,
+        asynchronous: bool = NOT_GIVEN,
+        max_version_lag: int = NOT_GIVEN,
+        mixture_per: Literal["step", "episode"] = NOT_GIVEN,
     ) -> TrainerConfig:
         """How rollouts are collected.
 
@@ -125,21 +127,25 @@ class TrainerConfig(AlgorithmConfig):
             max_version_lag: updates by which the acting policy may be behind the learner.
             mixture_per: whether the expert's turn is drawn per step (as in the DAgger paper) or per episode.
         """
-        if asynchronous is not NotProvided:
+        if asynchronous is not NOT_GIVEN:
             self.asynchronous = asynchronous
-        if max_version_lag is not NotProvided:
+        if max_version_lag is not NOT_GIVEN:
             self.max_version_lag = max_version_lag
-        if mixture_per is not NotProvided:
+        if mixture_per is not NOT_GIVEN:
             self.mixture_per = mixture_per
         return self
 
-    def storage(self, *, run_directory: str | Path | None = NotProvided) -> TrainerConfig:
+    def storage(self, *, run_directory: str | Path | None = NOT_GIVEN) -> TrainerConfig:
         """Where the dataset and the best policy go; default: RLlib's folder of results for this trainer."""
-        if run_directory is not NotProvided:
+        if run_directory is not NOT_GIVEN:
             self.run_directory = None if run_directory is None else str(run_directory)
         return self
 
     # What others read
+
+    def build_trainer(self) -> Trainer:
+        """`build_algo`, by the type that it has."""
+        return self.build_algo()  # type: ignore[return-value]
 
     def env_recipe(self) -> EnvRecipe:
         """How to make the environment."""
@@ -189,45 +195,15 @@ class TrainerConfig(AlgorithmConfig):
         return bool(getattr(self.learning_method, "demonstrations", None))
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A rollout that stays in the object store. Made on a runner; fetched by remote learners, never here."""
-
-    rollout: ray.ObjectRef
-    steps: int
-    version: int
-    returns: Array  # [E] of the episodes that ended in it
-
-    def env_steps(self) -> int:
-        return self.steps
-
-
-def finished_returns(rollout: Rollout) -> Array:
-    """Undiscounted returns [E] of the episodes that ended in a rollout."""
-    return rollout.episodes.returns[rollout.episodes.done]
-
-
-def sample(
-    runner: RolloutRunner, *, request: SampleRequest, explore: bool, by_reference: bool
-) -> list[Rollout | Failure | Reference]:
-    """On a runner: collect as requested."""
-    results = runner.sample(request=request, explore=explore)
-    if not by_reference:
-        return list(results)
-    return [result if isinstance(result, Failure) else refer(result) for result in results]
-
-
-def refer(rollout: Rollout) -> Reference:
-    """On a runner: put a rollout into the object store."""
-    return Reference(
-        ray.put(rollout), rollout.env_steps(), rollout.provenance.version, finished_returns(rollout)
-    )
-
-
 class Trainer(Algorithm):
     """One training step for every method. `figures` holds the last round's numbers, by their plain names."""
 
-    config: TrainerConfig
+    config: TrainerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @classmethod
+    def restored(cls, checkpoint: Path) -> Trainer:
+        """The trainer that was saved there."""
+        return cls.from_checkpoint(str(checkpoint.resolve()))  # type: ignore[return-value]
 
     @classmethod
     def get_default_config(cls) -> TrainerConfig:
@@ -245,14 +221,21 @@ class Trainer(Algorithm):
         self.best_mean = -np.inf
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.figures: dict[str, Any] = {}
-        self.ready: list[Rollout | Reference] = []  # collected asynchronously, not learned from yet
-        self.in_flight: dict[int, int] = {}  # runner -> version of the policy that it was asked to act with
         if self.config.run_directory is None:
             self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)
             self.config.freeze()
         super().setup(self.config)
         if self.env_runner_group is None:
             raise ConfigError("RLlib's offline input is not used here; set method.demonstrations")
+        self.fleet = Fleet(
+            self.env_runner_group,
+            local=self.config.num_env_runners == 0,
+            by_reference=bool(self.config.num_env_runners and self.config.num_learners),
+            steps_per_fragment=self.config.steps_per_fragment(),
+            max_version_lag=self.config.max_version_lag,
+            patience_s=self.config.env_runner_health_probe_timeout_s,
+            restore=partial(self.restore_env_runners, self.env_runner_group),
+        )
         self._continue_dataset()
         self._publish()
 
@@ -290,14 +273,14 @@ class Trainer(Algorithm):
             "steps_per_s": steps / max(collected - started, 1e-9),
             "collect_s": collected - started,
             "learn_s": time.perf_counter() - collected,
-            "num_env_runners": self.env_runner_group.num_healthy_remote_workers(),
+            "num_env_runners": len(self.fleet),
             **({"return_window": float(np.mean(self.returns))} if self.returns else {}),
         }
         for name, value in self.figures.items():
             self.metrics.log_value(name, value, window=1)
         self.round += 1
 
-    def _collect(self, beta: float) -> list[Rollout | Reference]:
+    def _collect(self, beta: float) -> list[Collected]:
         if self.method.asks and self.config.oracle_spec is None:
             return []  # demonstrations from files only
         request = SampleRequest(
@@ -308,91 +291,19 @@ class Trainer(Algorithm):
             version=self.version,
             weights=self._weights,
         )
-        call = partial(
-            sample,
-            request=request,
-            explore=self.method.explores,
-            by_reference=self.config.num_learners > 0 and self.config.num_env_runners > 0,
-        )
-        collect = self._collect_asynchronously if self.config.asynchronous else self._collect_synchronously
-        rollouts = collect(call)
+        collect = self.fleet.collect_asynchronously if self.config.asynchronous else self.fleet.collect
+        rollouts = collect(request, explore=self.method.explores)
         for rollout in rollouts:
-            returns = rollout.returns if isinstance(rollout, Reference) else finished_returns(rollout)
-            self.returns.extend(returns.tolist())
+            self.returns.extend(rollout.finished_returns().tolist())
         return rollouts
 
-    def _collect_synchronously(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
-        """As many fragments as there are runners; the healthy ones make those of the others too."""
-        rollouts: list[Rollout | Reference] = []
-        while missing := self._num_runners() - len(rollouts):
-            rollouts += self._until_some(lambda missing=missing: self._on_runners(call, missing))
-        return rollouts
-
-    def _collect_asynchronously(self, call: Callable[[RolloutRunner], Any]) -> list[Rollout | Reference]:
-        """A round's worth of the fragments that are there, while all idle runners are set to work.
-
-        Runners that act with a policy `max_version_lag` updates old are waited for.
-        """
-        wanted = self._num_runners() * self.config.steps_per_fragment()
-
-        def gather() -> list[Rollout | Reference]:
-            self._fetch_and_dispatch(call)
-            lagging = any(self.version - v >= self.config.max_version_lag for v in self.in_flight.values())
-            enough = sum(rollout.env_steps() for rollout in self.ready) >= wanted
-            return self.ready if enough and not lagging else []
-
-        rollouts = self._until_some(gather)
-        self.ready = []
-        return rollouts
-
-    def _fetch_and_dispatch(self, call: Callable[[RolloutRunner], Any]) -> None:
-        """Take what has arrived; the newest request goes to every runner that has none."""
-        group = self.env_runner_group
-        assert group is not None
-        for actor_id, result in group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.1):
-            self.in_flight.pop(actor_id, None)
-            self.ready += usable([result])
-        healthy = set(group.healthy_env_runner_ids())
-        self.in_flight = {i: version for i, version in self.in_flight.items() if i in healthy}
-        idle = sorted(healthy - set(self.in_flight))
-        if idle:
-            group.foreach_env_runner_async(call, tag="sample", remote_worker_ids=idle)
-            self.in_flight |= dict.fromkeys(idle, self.version)
-
-    def _on_runners(self, call: Callable[[RolloutRunner], Any], at_most: int) -> list[Rollout | Reference]:
-        """What `at_most` healthy runners return, or the local one where there are no others."""
-        group = self.env_runner_group
-        assert group is not None
-        if self.config.num_env_runners == 0:
-            return usable([call(group.local_env_runner)])  # type: ignore[arg-type]
-        ids = group.healthy_env_runner_ids()[:at_most]
-        return usable(group.foreach_env_runner(call, local_env_runner=False, remote_worker_ids=ids))
-
-    def _num_runners(self) -> int:
-        assert self.env_runner_group is not None
-        return max(1, self.env_runner_group.num_remote_env_runners())
-
-    def _until_some(self, attempt: Callable[[], list[Any]]) -> list[Any]:
-        """Repeat while runners are being restarted; RuntimeError if none comes back in time."""
-        deadline = None
-        while not (results := attempt()):
-            assert self.env_runner_group is not None
-            if self.env_runner_group.num_healthy_env_runners() > 0:
-                deadline = None
-                continue
-            deadline = deadline or time.monotonic() + self.config.env_runner_health_probe_timeout_s
-            if time.monotonic() > deadline:
-                raise RuntimeError("no healthy env runner is left, and none could be restarted")
-            self.restore_env_runners(self.env_runner_group)
-        return results
-
-    def _learn(self, rollouts: Sequence[Rollout | Reference]) -> dict[str, float]:
+    def _learn(self, rollouts: Sequence[Collected]) -> dict[str, float]:
         payload = [rollout.rollout if isinstance(rollout, Reference) else rollout for rollout in rollouts]
         update = partial(
             update_on,
             rollouts=payload,
             key=f"round-{self.round:08d}",
-            seed=hash((self.config.seed, self.round)) & 0x7FFFFFFF,
+            seed=(self.config.seed or 0) * 1_000_003 + self.round,
             env_steps=self.env_steps,
         )
         self.version += 1
@@ -403,7 +314,7 @@ class Trainer(Algorithm):
         assert self.learner_group is not None
         return [
             result.get() if result.ok else raise_(result.get())
-            for result in self.learner_group.foreach_learner(function)
+            for result in self.learner_group.foreach_learner(function)  # type: ignore[arg-type]
         ]
 
     def _first_learner(self, function: Callable[[MethodLearner], Any]) -> Any:
@@ -433,37 +344,9 @@ class Trainer(Algorithm):
         self.figures["best"] = self.best_mean
         return {ENV_RUNNER_RESULTS: {EPISODE_RETURN_MEAN: mean}, "ci95": [low, high]}
 
-    def measure(
-        self, seeds: Sequence[int], policy: Literal["module", "oracle", "random"] = "module"
-    ) -> tuple[Array, Array]:
+    def measure(self, seeds: Sequence[int], who: Who = "module") -> tuple[Array, Array]:
         """Undiscounted returns [n] and lengths [n] of one whole episode a seed, shared among the runners."""
-        assert self.env_runner_group is not None
-        done: dict[int, tuple[float, int]] = {}
-        while missing := [seed for seed in seeds if seed not in done]:
-            done |= self._until_some(lambda missing=missing: self._measure_some(missing, policy))  # type: ignore[arg-type]
-        returns, lengths = zip(*(done[seed] for seed in seeds), strict=True)
-        return np.array(returns, np.float64), np.array(lengths, np.int64)
-
-    def _measure_some(self, seeds: Sequence[int], policy: str) -> dict[int, tuple[float, int]]:
-        """The outcome by seed of those seeds whose runner lived through it."""
-        group = self.env_runner_group
-        assert group is not None
-        if self.config.num_env_runners == 0:
-            return outcome(group.local_env_runner, seeds=seeds, weights=self._weights, policy=policy)
-        ids = group.healthy_env_runner_ids()
-        calls: list[Any] = [
-            partial(outcome, seeds=seeds[i :: len(ids)], weights=self._weights, policy=policy)
-            for i in range(len(ids))
-        ]
-        results = (
-            group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=ids) if ids else []
-        )
-        merged: dict[int, Any] = {}
-        for result in results:
-            if isinstance(result, Failure):
-                raise OracleError(result.error)
-            merged |= result
-        return merged
+        return self.fleet.measure(seeds, self._weights, who)
 
     # Policies, checkpoints, scale
 
@@ -512,35 +395,8 @@ class Trainer(Algorithm):
         self._publish()
 
     def scale(self, num_env_runners: int) -> None:
-        """Change the number of rollout actors while the run goes on; the newest leave first."""
-        group = self.env_runner_group
-        if num_env_runners < 1 or self.config.num_env_runners == 0 or group is None:
-            raise ConfigError("env_runners.num_env_runners can change between numbers of at least 1")
-        ids = sorted(group._worker_manager.actor_ids())
-        for actor_id in ids[num_env_runners:]:
-            ray.kill(group._worker_manager.remove_actor(actor_id))
-        if num_env_runners > len(ids):
-            group.add_workers(num_env_runners - len(ids))
-
-
-def usable(results: Sequence[Sequence[Any]]) -> list[Rollout | Reference]:
-    """The rollouts among what the runners returned. Raises OracleError if an expert failed."""
-    flat = [result for part in results for result in part]
-    for result in flat:
-        if isinstance(result, Failure):
-            raise OracleError(result.error)
-    return flat
-
-
-def outcome(
-    runner: Any, *, seeds: Sequence[int], weights: Any, policy: str
-) -> dict[int, tuple[float, int]] | Failure:
-    """On a runner: return and length by seed."""
-    try:
-        returns, lengths = runner.evaluate(seeds, explore=False, weights=weights, policy=policy)
-    except TutelageError as error:
-        return Failure(str(error), runner.worker_index)
-    return {seed: (float(r), int(n)) for seed, r, n in zip(seeds, returns, lengths, strict=True)}
+        """Change the number of rollout actors while the run goes on."""
+        self.fleet.scale(num_env_runners)
 
 
 def update_on(learner: MethodLearner, **payload: Any) -> dict[str, float]:

@@ -110,9 +110,7 @@ def test_runners_and_learners_in_other_processes_do_the_same(tmp_path, built):
     for _ in range(2):
         trainer.train()
     assert trainer.figures["expert_labels"] == 2 * 2 * 256
-    states = [
-        r.get() for r in trainer.learner_group.foreach_learner(lambda learner: learner.policy.get_state())
-    ]
+    states = trainer._all_learners(lambda learner: learner.policy.get_state())
     for name, value in states[0].items():
         np.testing.assert_allclose(value, states[1][name], atol=1e-6, err_msg=name)
 
@@ -148,7 +146,7 @@ def test_asynchronous_collection_bounds_the_lag(tmp_path, built):
     trainer = built(config)
     for _ in range(6):
         trainer.train()
-        assert all(trainer.version - version <= 2 for version in trainer.in_flight.values())
+        assert all(trainer.version - version <= 2 for version in trainer.fleet.in_flight.values())
     assert trainer.env_steps >= 6 * 512
 
 

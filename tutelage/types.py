@@ -120,6 +120,10 @@ class Rollout:
 
     agent_steps = env_steps  # RLlib's name for the same thing with one agent
 
+    def finished_returns(self) -> Array:
+        """Undiscounted returns [E] of the episodes that ended in this rollout."""
+        return self.episodes.returns[self.episodes.done]
+
     def labels(self) -> int:
         """Rows for which an expert was asked."""
         return 0 if self.expert_actions is None else self.env_steps()

@@ -13,16 +13,22 @@ The loop that uses it, in words:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import tree
 from torch import Tensor
 
 from tutelage.types import Array, Rollout, Tree
 
 Columns = dict[str, Any]
 """Tensors (or trees of them, under "obs") that share their first axis [N]."""
+
+
+def each(function: Callable[[Any], Any], columns: Tree) -> Any:
+    """`function` of every tensor or array in a tree."""
+    return tree.map_structure(function, columns)
 
 
 class Policy(Protocol):

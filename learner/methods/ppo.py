@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import tree
 from torch import Tensor
 
 from learner.losses import approximate_kl, clipped_surrogate, entropy, generalized_advantages, log_prob
-from learner.methods._base import Columns, Critic, Method, Policy
+from learner.methods._base import Columns, Critic, Method, Policy, each
 from tutelage.types import Rollout
 
 
@@ -44,21 +43,21 @@ class PPO(Method):
         T, B = rollout.shape
         params, values = critic.predict(rollout.obs, leading=(T + 1, B))
         advantages = self.advantages(rollout, critic, values)
-        actions = tree.map_structure(lambda leaf: critic.tensor(leaf), rollout.actions)
+        actions = each(lambda leaf: critic.tensor(leaf), rollout.actions)
         logp = log_prob(
             params[:-1].flatten(0, 1), actions.flatten(0, 1), critic.policy.distribution, critic.policy.nvec
         )
         columns = {
-            "obs": tree.map_structure(lambda leaf: critic.tensor(leaf[:-1]), rollout.obs),
+            "obs": each(lambda leaf: critic.tensor(leaf[:-1]), rollout.obs),
             "actions": actions,
             "logp": logp.unflatten(0, (T, B)),
             "advantages": advantages,
             "returns": advantages + values[:-1],
         }
         if rollout.valid is None:
-            return tree.map_structure(lambda x: x.flatten(0, 1), columns)
+            return each(lambda x: x.flatten(0, 1), columns)
         valid = critic.tensor(rollout.valid)
-        return tree.map_structure(lambda x: x[valid], columns)
+        return each(lambda x: x[valid], columns)
 
     def advantages(self, rollout: Rollout, critic: Critic, values: Tensor) -> Tensor:
         """GAE [T, B] from the values [T+1, B] of all observations and those of the final ones."""

@@ -1,0 +1,204 @@
+"""The fleet: the rollout actors, asked together, restarted where they die, more or fewer as a run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from tutelage.errors import ConfigError, OracleError, TutelageError
+from tutelage.types import Array, Failure, Rollout, SampleRequest
+
+Who = Literal["module", "oracle", "random"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A rollout that stays in the object store. Made on a runner; fetched by remote learners, never here."""
+
+    rollout: ray.ObjectRef
+    steps: int
+    returns: Array  # [E] of the episodes that ended in it
+
+    def env_steps(self) -> int:
+        return self.steps
+
+    def finished_returns(self) -> Array:
+        return self.returns
+
+
+Collected = Rollout | Reference
+
+
+class Fleet:
+    """RLlib's group of env runners, as one thing that collects and measures.
+
+        rollouts = fleet.collect(request, explore=True)
+        returns, lengths = fleet.measure(seeds, weights)
+
+    `patience_s` is how long it waits for a first runner to come back after the last one died.
+    """
+
+    def __init__(
+        self,
+        group: Any,  # RLlib's EnvRunnerGroup
+        *,
+        local: bool,  # its only runner is in this process
+        by_reference: bool,  # rollouts stay in the object store
+        steps_per_fragment: int,
+        max_version_lag: int,
+        patience_s: float,
+        restore: Callable[[], Any],  # tries to bring dead runners back
+    ) -> None:
+        self.group = group
+        self.local = local
+        self.by_reference = by_reference
+        self.steps_per_fragment = steps_per_fragment
+        self.max_version_lag = max_version_lag
+        self.patience_s = patience_s
+        self.restore = restore
+        self.in_flight: dict[int, int] = {}  # actor -> version of the policy that it was asked to act with
+        self.arrived: list[Collected] = []  # asynchronously, not handed out yet
+
+    def __len__(self) -> int:
+        return 1 if self.local else self.group.num_remote_env_runners()
+
+    # Collecting
+
+    def collect(self, request: SampleRequest, *, explore: bool) -> list[Collected]:
+        """A fragment from each runner; the healthy ones make those of the others too.
+
+        Raises OracleError if an expert failed, RuntimeError if no runner is left.
+        """
+        call = partial(sample, request=request, explore=explore, by_reference=self.by_reference)
+        collected: list[Collected] = []
+        while missing := len(self) - len(collected):
+            collected += self._until_some(lambda missing=missing: usable(self._each(call, missing)))
+        return collected
+
+    def collect_asynchronously(self, request: SampleRequest, *, explore: bool) -> list[Collected]:
+        """As many steps as one fragment of each runner, of whatever has arrived, whoever it came from.
+
+        Idle runners are set to work with `request` at once. A runner that acts with a policy
+        `max_version_lag` updates old is waited for.
+        """
+        call = partial(sample, request=request, explore=explore, by_reference=self.by_reference)
+        collected = self._until_some(lambda: self._gather(call, request.version))
+        self.arrived = []
+        return collected
+
+    def _gather(self, call: Callable[[Any], Any], version: int) -> list[Collected]:
+        for actor, result in self.group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.1):
+            self.in_flight.pop(actor, None)
+            self.arrived += usable([result])
+        healthy = set(self.group.healthy_env_runner_ids())
+        self.in_flight = {actor: v for actor, v in self.in_flight.items() if actor in healthy}
+        if idle := sorted(healthy - set(self.in_flight)):
+            self.group.foreach_env_runner_async(call, tag="sample", remote_worker_ids=idle)
+            self.in_flight |= dict.fromkeys(idle, version)
+        enough = sum(one.env_steps() for one in self.arrived) >= len(self) * self.steps_per_fragment
+        lagging = any(version - v >= self.max_version_lag for v in self.in_flight.values())
+        return self.arrived if enough and not lagging else []
+
+    def _each(self, call: Callable[[Any], Any], at_most: int) -> list[Any]:
+        """What `at_most` healthy runners answer; fewer if some die meanwhile."""
+        if self.local:
+            return [call(self.group.local_env_runner)]
+        ids = self.group.healthy_env_runner_ids()[:at_most]
+        return self.group.foreach_env_runner(call, local_env_runner=False, remote_worker_ids=ids)
+
+    def _until_some(self, attempt: Callable[[], Any]) -> Any:
+        """Repeat until there is a result; RuntimeError when no runner has been there for `patience_s`."""
+        alone_since: float | None = None
+        while not (result := attempt()):
+            if self.local or self.group.num_healthy_remote_env_runners() > 0:
+                alone_since = None
+                continue
+            alone_since = alone_since or time.monotonic()
+            if time.monotonic() - alone_since > self.patience_s:
+                raise RuntimeError(f"no env runner is left, and none came back in {self.patience_s:g} s")
+            self.restore()
+        return result
+
+    # Measuring
+
+    def measure(self, seeds: Sequence[int], weights: Any, who: Who = "module") -> tuple[Array, Array]:
+        """Undiscounted returns [n] and lengths [n] of one whole episode a seed, shared among the runners."""
+        done: dict[int, tuple[float, int]] = {}
+        while missing := [seed for seed in seeds if seed not in done]:
+            done |= self._until_some(lambda missing=missing: self._measure_some(missing, weights, who))
+        returns, lengths = zip(*(done[seed] for seed in seeds), strict=True)
+        return np.array(returns, np.float64), np.array(lengths, np.int64)
+
+    def _measure_some(self, seeds: Sequence[int], weights: Any, who: Who) -> dict[int, tuple[float, int]]:
+        """Return and length by seed, of those seeds whose runner lived through it."""
+        ids = [] if self.local else self.group.healthy_env_runner_ids()
+        shares = [seeds[i :: len(ids)] for i in range(min(len(ids), len(seeds)))] or [seeds]
+        calls = [partial(outcomes, seeds=share, weights=weights, who=who) for share in shares]
+        if self.local:
+            results = [calls[0](self.group.local_env_runner)]
+        elif not ids:
+            return {}
+        else:
+            ids = ids[: len(calls)]
+            results = self.group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=ids)
+        merged: dict[int, tuple[float, int]] = {}
+        for result in results:
+            if isinstance(result, Failure):
+                raise OracleError(result.error)
+            merged |= result
+        return merged
+
+    # Size
+
+    def scale(self, runners: int) -> None:
+        """Have so many runners from now on; the newest leave first."""
+        if runners < 1 or self.local:
+            raise ConfigError("env_runners.num_env_runners can change only among numbers of at least 1")
+        ids = sorted(self.group._worker_manager.actor_ids())
+        for actor in ids[runners:]:
+            ray.kill(self.group._worker_manager.remove_actor(actor))
+            self.in_flight.pop(actor, None)
+        if runners > len(ids):
+            self.group.add_workers(runners - len(ids))
+
+
+# On a runner
+
+
+def sample(
+    runner: Any, *, request: SampleRequest, explore: bool, by_reference: bool
+) -> list[Collected | Failure]:
+    """Collect as requested."""
+    results = runner.sample(request=request, explore=explore)
+    return [refer(result) if by_reference and isinstance(result, Rollout) else result for result in results]
+
+
+def refer(rollout: Rollout) -> Reference:
+    """Put a rollout into the object store."""
+    return Reference(ray.put(rollout), rollout.env_steps(), rollout.finished_returns())
+
+
+def outcomes(
+    runner: Any, *, seeds: Sequence[int], weights: Any, who: Who
+) -> dict[int, tuple[float, int]] | Failure:
+    """Return and length by seed."""
+    try:
+        returns, lengths = runner.evaluate(seeds, explore=False, weights=weights, policy=who)
+    except TutelageError as error:
+        return Failure(str(error), runner.worker_index)
+    return {seed: (float(r), int(n)) for seed, r, n in zip(seeds, returns, lengths, strict=True)}
+
+
+def usable(results: Sequence[Sequence[Any]]) -> list[Collected]:
+    """The rollouts among what runners answered. Raises OracleError if an expert failed."""
+    flat = [result for part in results for result in part]
+    for result in flat:
+        if isinstance(result, Failure):
+            raise OracleError(result.error)
+    return flat
