@@ -137,9 +137,7 @@ def test_a_shipped_expert_is_found_by_its_name(tmp_path, monkeypatch):
 
 def test_policies_that_are_no_mlp_name_their_loader(tmp_path):
     loader = tmp_path / "loader.py"
-    loader.write_text(
-        "class P:\n def __init__(self, folder): pass\n def act(self, obs): return obs + 1\n"
-    )
+    loader.write_text("class P:\n def __init__(self, folder): pass\n def act(self, obs): return obs + 1\n")
     (tmp_path / "policy.json").write_text(json.dumps({"loader": f"{loader}:P"}))
     assert load_checkpoint(str(tmp_path)).act(1) == 2
     (tmp_path / "policy.json").write_text("[]")
