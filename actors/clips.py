@@ -154,7 +154,7 @@ def write(pictures: Iterator[Array], path: Path, *, fps: Fraction, size: int) ->
         stream.codec_context.thread_count = 1
         for n, frame in enumerate(pictures):
             if n == 0:
-                stream.height, stream.width = scaled(*frame.shape[:2], size)
+                stream.height, stream.width = scaled(*frame.shape[:2], size)  # type: ignore[call-arg]
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(
                 stream.encode(image.reformat(width=stream.width, height=stream.height, format="yuv420p"))

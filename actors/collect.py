@@ -17,6 +17,7 @@ from tutelage.protocols import Oracle
 from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, Tree
 
 MASK_64 = 2**64 - 1
+PURPOSES = {"actions": 0, "mixture": 1}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ class Collector:
         rollout, self._running = self._finish(taken, running, provenance)
         return rollout
 
+    def generator(self, round: int, purpose: Literal["actions", "mixture"]) -> np.random.Generator:
+        """Randomness for the next rollout; no other rollout of the run, and no other purpose, has the same."""
+        return np.random.default_rng([self.run_seed, round, self.runner, self._rollouts, PURPOSES[purpose]])
+
     def close(self) -> None:
         self.envs.close()
 
@@ -166,7 +171,7 @@ class Collector:
             raise ValueError("a mixture with beta > 0 needs an oracle")
         expert_actions, by_expert = taken.expert_actions, taken.by_expert
         self.mixture.beta = beta
-        rng = np.random.default_rng([self.run_seed, round, self.runner, self._rollouts])
+        rng = self.generator(round, "mixture")
 
         def mix(t: int, obs_t: Tree) -> Array:
             began_t = taken.terminated[t - 1] | taken.truncated[t - 1] if t else began
