@@ -23,7 +23,7 @@ from expert_oracle.checkpoint import load_checkpoint
 from services import report
 from services.job import execute, new_run
 from services.overrides import load_config
-from services.trainer import test_seeds
+from services.trainer import result_seeds
 from tutelage.errors import TutelageError
 from tutelage.types import EnvRecipe
 
@@ -76,7 +76,7 @@ def main() -> None:
     print(f"learning curves: {folder / 'returns.png'}\nsummary:         {dagger / 'summary.json'}")
     try:
         video = folder / "dagger.mp4"
-        record(load_checkpoint(str(dagger)).act, EnvRecipe(env), test_seeds(0, 1)[0], video)
+        record(load_checkpoint(str(dagger)).act, EnvRecipe(env), result_seeds(0, 1)[0], video)
         print(f"video:           {video}")
     except TutelageError as error:
         print(f"no video: {error}")

@@ -17,7 +17,7 @@ from services.overrides import apply_override, load_config, to_yaml
 from services.run_directory import CONFIG, RunDirectory, default_path
 from services.seeds import SEEDS, train_seeds
 from services.settings import TuneSettings, build_config, preflight, settings_of
-from services.trainer import test_seeds
+from services.trainer import result_seeds
 from tutelage.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ def evaluate_command(path: Path, *, episodes: int, seed: int, video: Path | None
     run = RunDirectory.open(path)
     config = build_config(run.config())
     policy = load_checkpoint(str(run.path))
-    seeds = test_seeds((config.seed or 0) + 1_000_003 * seed, episodes)
+    seeds = result_seeds((config.seed or 0) + 1_000_003 * seed, episodes)
     returns = measure(policy, config.env_recipe(), seeds)
     mean, low, high = report.mean_ci95(returns)
     result = {

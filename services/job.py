@@ -24,7 +24,7 @@ from services import report
 from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import RunSettings, Sections, Stop, build_config, preflight, settings_of
-from services.trainer import Trainer, TrainerConfig, test_seeds
+from services.trainer import Trainer, TrainerConfig, result_seeds
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe
 
@@ -111,7 +111,7 @@ class Job:
         assert self.trainer is not None
         if not self.settings.baselines:
             return
-        seeds = test_seeds(self.config.seed, self.settings.episodes)
+        seeds = result_seeds(self.config.seed, self.settings.episodes)
         wanted = {"random_return": "random"} | (
             {"expert_return": "oracle"} if self.config.oracle_spec else {}
         )
@@ -174,7 +174,7 @@ class Job:
         """Measure the best policy on seeds that it was not chosen by."""
         assert self.trainer is not None
         policy = load_checkpoint(str(self.run.path))
-        returns = measure(policy, self.recipe, test_seeds(self.config.seed, self.settings.episodes))
+        returns = measure(policy, self.recipe, result_seeds(self.config.seed, self.settings.episodes))
         mean, low, high = report.mean_ci95(returns)
         summary = {
             **self._facts(),

@@ -176,7 +176,7 @@ class TrainerConfig(AlgorithmConfig):
             raise ConfigError("environment.env is missing, e.g. environment.env=CartPole-v1")
         if self.learning_method.asks and self.oracle_spec is None and not self._has_demonstrations():
             raise ConfigError(f"method {self.method_name} needs an expert; set expert.oracle")
-        if self.asynchronous and self.num_env_runners == 0:
+        if self.asynchronous and self.num_env_runners == 0 and not self.in_evaluation:
             raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
         for name in (
             "rollout_fragment_length",
@@ -435,7 +435,7 @@ def validation_seeds(run_seed: int | None, n: int) -> list[int]:
     return held_out_seeds(run_seed, 1, n)
 
 
-def test_seeds(run_seed: int | None, n: int) -> list[int]:
+def result_seeds(run_seed: int | None, n: int) -> list[int]:
     """Seeds of the episodes by which a run's result is measured; no policy was chosen by them."""
     return held_out_seeds(run_seed, 2, n)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 
-from services.trainer import Trainer, TrainerConfig, test_seeds, validation_seeds
+from services.trainer import Trainer, TrainerConfig, result_seeds, validation_seeds
 from tutelage.errors import ConfigError, OracleError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -50,7 +50,7 @@ def test_dagger_learns_cartpole(tmp_path, built):
     for _ in range(5):
         trainer.train()
     assert trainer.figures["expert_labels"] == trainer.env_steps == 2500
-    returns, _ = trainer.measure(test_seeds(1, 20))
+    returns, _ = trainer.measure(result_seeds(1, 20))
     assert returns.mean() >= 400  # chance gets 22; the expert 500
 
 
@@ -59,7 +59,7 @@ def test_ppo_learns_cartpole(tmp_path, built):
     trainer = built(config.evaluation(evaluation_interval=None))
     for _ in range(25):
         trainer.train()
-    returns, _ = trainer.measure(test_seeds(1, 20))
+    returns, _ = trainer.measure(result_seeds(1, 20))
     assert returns.mean() >= 300  # chance gets 22
 
 
