@@ -83,7 +83,11 @@ def build_config(sections: Sections, run: RunDirectory | None = None) -> Trainer
     for section in FLUENT:
         if section != "method" and sections.get(section):
             fluent = getattr(config, section)
-            fluent(**check_arguments(section, fluent, sections[section]))
+            arguments = check_arguments(section, fluent, sections[section])
+            try:
+                fluent(**arguments)
+            except ValueError as error:  # RLlib's own checks
+                raise ConfigError(f"{section}: {error}") from None
     return config if run is None else config.storage(run_directory=run.path)
 
 

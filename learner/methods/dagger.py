@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from actors.mixture import schedule
+from tutelage.schedules import schedule
 from learner.methods.bc import BC
 
 
