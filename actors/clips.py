@@ -108,9 +108,8 @@ def main() -> None:
     recipe, seed, actions, path, start, size = pickle.load(sys.stdin.buffer)
     env = make_env(recipe, render_mode="rgb_array")
     if hasattr(env.unwrapped, "mujoco_renderer"):
-        if gl_backend() is None:
-            raise SystemExit("no OpenGL library for MuJoCo; install the package libosmesa6 (or libegl1)")
         make_lean(env.unwrapped, size)
+        try_gl(env)
     fps = Fraction(env.metadata.get("render_fps") or 30).limit_denominator(1000)
     write(frames(env, seed, actions, start), Path(path), fps=fps, size=size)
     env.close()
@@ -122,6 +121,19 @@ def make_lean(env: Any, size: int) -> None:
     env.model.vis.quality.offsamples = 0
     env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
     env.mujoco_renderer.width = env.mujoco_renderer.height = size
+
+
+def try_gl(env: gym.Env) -> None:
+    """Exit, naming what to install, unless MuJoCo can draw."""
+    install = "install the package libosmesa6, or libegl1 and libgl1-mesa-dri"
+    backend = os.environ.get("MUJOCO_GL")
+    if backend is None:
+        raise SystemExit(f"there is no OpenGL that draws without a screen; {install}")
+    env.reset()
+    try:
+        env.render()
+    except Exception as error:  # of PyOpenGL, MuJoCo or ctypes, by what is missing
+        raise SystemExit(f"MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); {install}") from None
 
 
 def frames(env: gym.Env, seed: int, actions: Array, start: int) -> Iterator[Array]:

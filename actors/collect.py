@@ -68,7 +68,7 @@ class Collector:
         reproducible: bool | None = None,  # None: find out
     ) -> None:
         self.envs = make_vector(recipe, num_envs)
-        self.run_seed = run_seed
+        self.run_seed = run_seed & MASK_64
         self.runner = runner
         self.mixture = Mixture(per=mixture_per)
         self.reproducible = is_reproducible(recipe) if reproducible is None else reproducible
@@ -117,7 +117,7 @@ class Collector:
         return rollout
 
     def generator(self, round: int, purpose: Literal["actions", "mixture"]) -> np.random.Generator:
-        """Randomness for the next rollout; no other rollout of the run, and no other purpose, has the same."""
+        """Randomness for the next rollout; no other rollout or purpose in the run has the same."""
         return np.random.default_rng([self.run_seed, round, self.runner, self._rollouts, PURPOSES[purpose]])
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         With `request.label` and β = 0, labels are made while the next fragments are collected: what comes
         back are the rollouts that have theirs by now, or all of them with `request.wait`.
         """
-        explore = self.config.explore if explore is None else explore
+        explore = bool(self.config.explore if explore is None else explore)
         with self.metrics.log_time(SAMPLE_TIMER):
             if request is not None:
                 return self._answer(request, explore, force_reset)

@@ -31,8 +31,9 @@ SIMULATORS = {  # distributions by the package that the environment's class is i
 
 def make_env(recipe: EnvRecipe, render_mode: str | None = None) -> gym.Env:
     """One environment. Raises ConfigError if there is none of that name or its spaces are not supported."""
+    kwargs = {**recipe.kwargs, **({"render_mode": render_mode} if render_mode else {})}
     try:
-        env = gym.make(recipe.id, render_mode=render_mode, disable_env_checker=True, **recipe.kwargs)
+        env = gym.make(recipe.id, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
         raise ConfigError(why_not(recipe, error)) from error
     check_spaces(recipe.id, env.observation_space, env.action_space)

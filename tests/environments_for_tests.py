@@ -1,0 +1,59 @@
+"""Small environments with spaces that the usual ones lack; `tests.environments_for_tests:NAME` makes one."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Counting(gym.Env):
+    """Shows how many steps were made and the seed's digest; ends after `length` steps, by a cut if `cut`."""
+
+    action_space = gym.spaces.Discrete(3)
+    observation_space = gym.spaces.Dict(
+        {
+            "steps": gym.spaces.Box(-np.inf, np.inf, (2,), np.float64),
+            "image": gym.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+            "phase": gym.spaces.Tuple((gym.spaces.Discrete(10), gym.spaces.MultiBinary(2))),
+        }
+    )
+
+    def __init__(self, length=5, cut=False):
+        self.length, self.cut = length, cut
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.noise = 0, self.np_random.random()
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        assert self.steps < self.length, "stepped after the end"
+        self.steps += 1
+        over = self.steps == self.length
+        return self.observe(), float(action), over and not self.cut, over and self.cut, {}
+
+    def observe(self):
+        return {
+            "steps": np.array([self.steps, self.noise]),
+            "image": np.full((4, 4, 3), self.steps, np.uint8),
+            "phase": (self.steps % 10, np.array([self.steps % 2, 1], np.int8)),
+        }
+
+
+class Spaces(gym.Env):
+    """Any spaces; checks that its actions are in its space and pays their sum."""
+
+    def __init__(self, action_space, observation_space=None):
+        self.action_space = action_space
+        self.observation_space = observation_space or gym.spaces.Box(-1, 1, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.random(3).astype(np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.np_random.random(3).astype(np.float32), float(np.sum(action)), False, False, {}
+
+
+gym.register("Counting-v0", Counting)
+gym.register("Spaces-v0", Spaces)
