@@ -55,5 +55,5 @@ class Spaces(gym.Env):
         return self.np_random.random(3).astype(np.float32), float(np.sum(action)), False, False, {}
 
 
-gym.register("Counting-v0", Counting)
-gym.register("Spaces-v0", Spaces)
+gym.register("Counting-v0", f"{__name__}:Counting")
+gym.register("Spaces-v0", f"{__name__}:Spaces")

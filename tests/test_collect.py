@@ -70,7 +70,7 @@ def test_every_episode_is_exactly_what_a_fresh_environment_shows():
     compared = 0
     for i, rollout in enumerate(rollouts):
         for entry in np.flatnonzero(rollout.episodes.done):
-            whole = cut(rollouts, i, entry)
+            whole = cut(rollouts, i, int(entry))
             again = replay(CARTPOLE, whole.seed, whole.actions)
             np.testing.assert_array_equal(again.obs, whole.obs)
             np.testing.assert_array_equal(again.rewards, whole.rewards)
@@ -189,7 +189,7 @@ def test_the_mixture_acts_as_it_says(beta):
 def test_per_episode_the_expert_keeps_its_turn_over_rollouts():
     c = collector(EnvRecipe(COUNTING, kwargs={"length": 6}), num_envs=40, mixture_per="episode")
     parts = [c.collect(zeros, 4, beta=0.5, oracle=Ones()).by_expert for _ in range(3)]
-    turns = np.concatenate(parts).reshape(2, 6, 40)
+    turns = np.array(parts).reshape(2, 6, 40)
     np.testing.assert_array_equal(turns, turns[:, :1].repeat(6, axis=1))
     assert (turns[0, 0] != turns[1, 0]).any()
 
@@ -276,7 +276,7 @@ def test_vectorised_environments_mark_the_rows_of_their_resets():
         np.testing.assert_array_equal(rollout.episodes.returns, rollout.episodes.length)
         np.testing.assert_array_equal(rollout.final_obs, rollout.obs[rollout.final_t + 1, rollout.final_b])
         for entry in np.flatnonzero(rollout.episodes.done):
-            assert len(cut(rollouts, i, entry).rewards) == rollout.episodes.length[entry]
+            assert len(cut(rollouts, i, int(entry)).rewards) == rollout.episodes.length[entry]
     labelled = label(rollouts[-1], oracle, c.envs.action_space)
     assert sum(map(len, oracle.asked)) == labelled.labels() < 25 * 6
     np.testing.assert_array_equal(labelled.expert_actions, labelled.valid)

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -83,18 +84,18 @@ class Config(AlgorithmConfig):
         return self  # experts with locks in them are shared, not copied
 
 
-def runner(expert=None, index=0, **settings):
+def runner(expert=None, index=0, **settings) -> Any:
     return RolloutRunner(config=Config(expert, **settings), worker_index=index)
 
 
-def weights(action, module=None):
+def weights(action):
     """A policy that always takes `action`."""
     state = {"layer.weight": np.zeros((2, 4), np.float32), "layer.bias": np.zeros(2, np.float32)}
     state["layer.bias"][action] = 50
     return state
 
 
-def ask(runner, **request):
+def ask(runner, **request) -> list[Any]:
     return runner.sample(request=SampleRequest(**{"round": 0, **request}))
 
 
@@ -293,7 +294,7 @@ def test_runners_and_rounds_have_seeds_of_their_own():
 
 
 def test_a_runner_is_an_actor_that_takes_references(ray_session):
-    actor = ray.remote(RolloutRunner).remote(config=Config(num_env_runners=1), worker_index=1)
+    actor: Any = ray.remote(RolloutRunner).remote(config=Config(num_env_runners=1), worker_index=1)
     reference = ray.put(weights(1))
     request = SampleRequest(round=0, weights=reference, version=2)
     (rollout,) = ray.get(actor.apply.remote(lambda runner: runner.sample(request=request)))

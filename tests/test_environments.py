@@ -28,7 +28,7 @@ def stepped(recipe, steps, num_envs=3):
     envs.reset(range(num_envs), list(range(num_envs)), rows(obs, 0))
     ended = []
     for t in range(steps):
-        actions = np.zeros((num_envs, *envs.action_space.shape), envs.action_space.dtype)
+        actions = np.zeros(num_envs, np.int64)
         over = envs.step(actions, rows(obs, t + 1), rewards[t], terminated[t], truncated[t])
         ended.append(list(over))
         if over and not envs.autoreset:

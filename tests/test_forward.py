@@ -23,10 +23,10 @@ class Module(nn.Module):
     def _forward(self, batch):
         return {"action_dist_inputs": self.net(batch["obs"])}
 
-    def policy_arrays(self):
+    def policy_arrays(self) -> MLPPolicy | None:
         if not self.export:
             return None
-        linears = (self.net[0], self.net[3])
+        linears = [layer for layer in self.net if isinstance(layer, nn.Linear)]
         weights = [layer.weight.detach().numpy().T.copy() for layer in linears]
         biases = [layer.bias.detach().numpy().copy() for layer in linears]
         return MLPPolicy(weights, biases, "tanh", "categorical")
@@ -63,7 +63,7 @@ def test_a_forward_keeps_the_weights_it_was_made_with():
     obs = np.ones((2, 4), np.float32)
     before = forward(obs)
     with torch.no_grad():
-        module.net[3].weight.zero_()
+        module.get_parameter("net.3.weight").zero_()
     np.testing.assert_array_equal(forward(obs), before)
     assert not np.array_equal(forward_of(module)(obs), before)
 
