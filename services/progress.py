@@ -1,165 +1,236 @@
-"""Progress of a run: a live table on a terminal, a line a round anywhere else. All of it goes to stderr."""
+"""What a run shows of itself: a live table on a terminal, a line a round elsewhere; always on stderr.
+
+So the standard output stays free for results. An update only stores its figures; a terminal is drawn by a
+thread of its own, twice a second.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich import box
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-COUNTERS = {"rounds": "round", "env_steps": "env_steps", "expert_labels": "expert_labels", "wall_s": "wall_s"}
-"""Stop criteria that grow steadily, and the figure that each is compared with."""
+Figures = Mapping[str, Any]
 
-ROWS_SHOWN = 8  # validations in the live table
+COUNTERS = {"rounds": "round", "env_steps": "env_steps", "expert_labels": "expert_labels", "wall_s": "wall_s"}
+"""Stop criteria whose progress is a counter, by the figure that counts."""
 
 
 class Progress:
-    """Shows figures as they come.
+    """A view of one run.
 
-    with Progress("runs/hopper", {"expert_labels": 14_000}) as progress:
-        progress.note("measuring the expert")
-        progress.update(figures)
+        with Progress("runs/hopper", {"rounds": 20}) as progress:
+            progress.note("measuring the expert")
+            for ...:
+                progress.update(figures)     # the same figures as in metrics.jsonl
+
+    `stop` has the limits by name (see COUNTERS; others are shown as a goal only). Quiet: nothing is shown.
     """
 
-    def __init__(self, title: str, stop: Mapping[str, float], *, quiet: bool = False) -> None:
+    def __init__(
+        self, title: str, stop: Figures, *, quiet: bool = False, console: Console | None = None
+    ) -> None:
         self.title = title
         self.stop = stop
-        self.console = Console(stderr=True, quiet=quiet)
-        self.started = time.monotonic()
-        self.begun_at: dict[
-            str, float
-        ] = {}  # counters at the first update, so that a resumed run is paced well
-        self.figures: dict[str, Any] = {}
-        self.validations: list[dict[str, Any]] = []
-        self.live: Live | None = None
-        if self.console.is_terminal and not quiet:
-            self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
+        self.console = console or Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._rows: deque[Figures] = deque(maxlen=1000)
+        self._shown: set[str] = set()
+        self._best = -math.inf
+        self._note = "starting"
+        self._began = self._updated = time.monotonic()
+        self._first: tuple[float, Figures] | None = None  # since when the pace is measured
 
     def __enter__(self) -> Progress:
-        if self.live is not None:
-            self.live.start()
+        if not self._quiet and self.console.is_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=2, vertical_overflow="crop")
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.live is not None:
-            self.live.stop()
+        """Give the terminal back, cursor and all, whatever happened."""
+        self._note = "" if error is None else "interrupted"
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(Text(f"{self.title}: {text}"), style="dim", highlight=False)
+    def note(self, words: str) -> None:
+        """Say what is going on besides rounds."""
+        self._note = words
+        if self._live is None and not self._quiet:
+            self._print(words)
 
-    def update(self, figures: Mapping[str, Any]) -> None:
-        """The figures of one more round."""
-        if not self.figures:
-            self.begun_at = {key: float(figures.get(key, 0)) for key in COUNTERS.values()}
-            self.started = time.monotonic()
-        self.figures = dict(figures)
-        if "validation_mean" in figures:
-            self.validations = [*self.validations[1 - ROWS_SHOWN :], self.figures]
-        if self.live is None:
-            self.console.print(
-                Text(plain_line(self.figures, self.remaining_s())), highlight=False, soft_wrap=True
-            )
+    def update(self, figures: Figures) -> None:
+        """Show a round that has ended."""
+        now = time.monotonic()
+        returns = [_number(figures, key) for key in ("best", "validation_mean")]
+        self._best = max([self._best, *(value for value in returns if value is not None)])
+        figures = {**figures, "best": self._best}
+        self._first = self._first or (now, figures)
+        self._updated = now
+        self._note = ""
+        self._shown |= {key for key in CELLS if CELLS[key](figures)}
+        self._rows.append(figures)
+        if self._live is None and not self._quiet:
+            self._print(self._line(figures))
 
-    def done(self) -> float:
-        """The share of the run that is done, by the stop criterion that is nearest; 0 if none can say."""
-        shares = [
-            float(self.figures.get(COUNTERS[name], 0) + (name == "rounds")) / float(limit)
-            for name, limit in self.stop.items()
-            if name in COUNTERS and limit
-        ]
-        return min(1.0, max(shares, default=0.0))
+    def left_s(self) -> float | None:
+        """Seconds until the first counter among the stop criteria is full, at the pace so far."""
+        if self._first is None or not self._rows:
+            return None
+        (since, first), last = self._first, self._rows[-1]
+        elapsed, times = self._updated - since, []
+        for name, key in COUNTERS.items():
+            limit, now, then = self.stop.get(name), _number(last, key), _number(first, key)
+            if limit is None or now is None or then is None:
+                continue
+            if name == "wall_s":
+                times.append(limit - now)
+            elif elapsed > 0 and now > then:
+                done = now + 1 if name == "rounds" else now  # rounds count from 0
+                times.append((limit - done) * elapsed / (now - then))
+        return max(0.0, min(times)) if times else None
 
-    def remaining_s(self) -> float | None:
-        """Seconds left at the pace so far; None while that is unknown."""
-        paces = []
-        elapsed = time.monotonic() - self.started
-        for name, limit in self.stop.items():
-            if name in COUNTERS:
-                key = COUNTERS[name]
-                value = float(self.figures.get(key, 0))
-                grown = value - self.begun_at.get(key, 0)
-                if grown > 0:
-                    paces.append(max(0.0, float(limit) - value) * elapsed / grown)
-        return min(paces, default=None)
+    def fraction(self) -> float | None:
+        """How far the counter is that is nearest to its limit, 0 to 1."""
+        last = self._rows[-1] if self._rows else {}
+        parts = []
+        for name, key in COUNTERS.items():
+            value = _number(last, key)
+            if self.stop.get(name):
+                done = 0 if value is None else value + 1 if name == "rounds" else value
+                parts.append(done / self.stop[name])
+        return min(1.0, max(parts)) if parts else None
 
-    def _render(self) -> Group:
-        table = Table(title=self.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for name in ("round", "β", "|D|", "labels", "env steps", "steps/s", "loss", "validation return"):
-            table.add_column(name, justify="right", no_wrap=True)
-        newest = [] if "validation_mean" in self.figures or not self.figures else [self.figures]
-        for figures in [*self.validations, *newest][-ROWS_SHOWN:]:
-            best = figures.get("validation_mean") is not None and figures["validation_mean"] >= self._best()
-            table.add_row(*cells(figures), style="green" if best else None)
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=1.0, completed=self.done(), width=40), Text(self._pace(), style="dim"))
-        return Group(table, bar)
+    # Plain lines
 
-    def _best(self) -> float:
-        return max((figures["validation_mean"] for figures in self.validations), default=float("inf"))
+    def _print(self, words: str) -> None:
+        self.console.print(f"{self.title}  {words}", markup=False, soft_wrap=True)
 
-    def _pace(self) -> str:
-        remaining = self.remaining_s()
-        left = "" if remaining is None else f", {duration(remaining)} left"
-        goal = self.figures.get("goal")
-        aim = "" if goal is None else f", goal {goal:,.1f}"
-        return f"{self.done():.0%}, {duration(time.monotonic() - self.started)}{left}{aim}"
+    def _line(self, figures: Figures) -> str:
+        words = [f"{key} {cell}" for key, make in CELLS.items() if (cell := make(figures))]
+        left = self.left_s()
+        return "  ".join(words + ([f"left {duration(left)}"] if left is not None else []))
+
+    # The terminal
+
+    def __rich__(self) -> RenderableType:
+        """Title, the rounds that fit on the screen, where it stands."""
+        head = Text.assemble((self.title, "bold"), "   ", (self._note, "yellow"))
+        if not self._rows:
+            return Group(head, self._status())
+        return Group(head, self._table(), self._status())
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+        columns = [key for key in CELLS if key in self._shown]
+        for key in columns:
+            table.add_column(key, justify="right", no_wrap=True, style=STYLES.get(key, ""))
+        height = max(1, self.console.size.height - 8)
+        rows = list(self._rows)[-height:]
+        for number, figures in enumerate(rows, 1):
+            newest = number == len(rows)
+            table.add_row(*(CELLS[key](figures) for key in columns), style="" if newest else "dim")
+        return table
+
+    def _status(self) -> Table:
+        """A bar, the time spent and left, and the limits."""
+        left, fraction = self.left_s(), self.fraction()
+        cells: list[RenderableType] = []
+        if fraction is not None:
+            cells += [ProgressBar(total=1.0, completed=fraction, width=24), f"{fraction:.0%}"]
+        cells.append(f"{duration(time.monotonic() - self._began)} passed")
+        if left is not None:
+            cells.append(f"{duration(max(0.0, left - (time.monotonic() - self._updated)))} left")
+        cells.append(Text(self._until(), style="dim"))
+        status = Table.grid(padding=(0, 2))
+        status.add_row(*cells)
+        return status
+
+    def _until(self) -> str:
+        goal = _number(self._rows[-1], "goal") if self._rows else None
+        limits = {name.replace("_", " "): _amount(limit) for name, limit in self.stop.items()}
+        if goal is not None:
+            limits.pop("expert fraction", None)
+            limits["validation"] = f"{goal:,.1f}"
+        return f"until {' or '.join(map(' '.join, limits.items()))}" if limits else ""
 
 
-def cells(figures: Mapping[str, Any]) -> list[str]:
-    """One row of the live table."""
-    return [
-        f"{figures.get('round', 0):,.0f}",
-        number(figures.get("beta"), "{:.2f}"),
-        number(figures.get("dataset"), "{:,.0f}"),
-        number(figures.get("expert_labels"), "{:,.0f}"),
-        number(figures.get("env_steps"), "{:,.0f}"),
-        number(figures.get("steps_per_s"), "{:,.0f}"),
-        number(figures.get("loss"), "{:.3f}"),
-        validation(figures),
-    ]
+def _number(figures: Figures, key: str) -> float | None:
+    value = figures.get(key)
+    return value if value is not None and math.isfinite(value) else None
 
 
-def plain_line(figures: Mapping[str, Any], remaining_s: float | None) -> str:
-    """One round on one line."""
-    words = {
-        "round": figures.get("round"),
-        "beta": number(figures.get("beta"), "{:.2f}"),
-        "dataset": number(figures.get("dataset"), "{:.0f}"),
-        "labels": number(figures.get("expert_labels"), "{:.0f}"),
-        "env_steps": number(figures.get("env_steps"), "{:.0f}"),
-        "steps/s": number(figures.get("steps_per_s"), "{:.0f}"),
-        "loss": number(figures.get("loss"), "{:.3f}"),
-        "validation": validation(figures),
-        "left": "" if remaining_s is None else duration(remaining_s),
-    }
-    return "  ".join(f"{name} {value}" for name, value in words.items() if value not in ("", None))
+def _amount(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def validation(figures: Mapping[str, Any]) -> str:
-    """The validation return with its interval, if this round had one."""
-    if figures.get("validation_mean") is None:
+def _plain(key: str, form: str) -> Callable[[Figures], str]:
+    return lambda figures: "" if (value := _number(figures, key)) is None else format(value, form)
+
+
+_all_steps = _plain("env_steps", ",.0f")
+
+
+def _beta(figures: Figures) -> str:
+    value = _number(figures, "beta")
+    return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _steps(figures: Figures) -> str:
+    """Nothing where it says the same as the labels."""
+    return "" if figures.get("env_steps") == figures.get("expert_labels") else _all_steps(figures)
+
+
+def _pace(figures: Figures) -> str:
+    value = _number(figures, "steps_per_s")
+    return "" if value is None else f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:,.0f}"
+
+
+def _validation(figures: Figures) -> str:
+    mean, lo, hi = (_number(figures, f"validation_{part}") for part in ("mean", "lo", "hi"))
+    if mean is None:
         return ""
-    return "{validation_mean:,.1f} [{validation_lo:,.1f}, {validation_hi:,.1f}]".format(**figures)
+    return f"{mean:,.1f}" if lo is None or hi is None else f"{mean:,.1f} [{lo:,.1f}, {hi:,.1f}]"
 
 
-def number(value: Any, layout: str) -> str:
-    return "" if value is None else layout.format(value)
+CELLS: dict[str, Callable[[Figures], str]] = {
+    "round": _plain("round", ",.0f"),
+    "β": _beta,
+    "|D|": _plain("dataset", ",.0f"),
+    "labels": _plain("expert_labels", ",.0f"),
+    "steps": _steps,
+    "steps/s": _pace,
+    "loss": _plain("loss", ".4g"),
+    "training": _plain("return_window", ",.1f"),
+    "validation": _validation,
+    "best": _plain("best", ",.1f"),
+}
+"""Columns by their heading; one that has never had a value is not shown."""
+
+STYLES = {"round": "bold", "validation": "cyan", "best": "green"}
 
 
 def duration(seconds: float) -> str:
-    """47 s, 3:07 min or 2:05 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+    """59s, 3m05s, 2h10m, 3d04h."""
+    s = int(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86_400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86_400}d{s % 86_400 // 3600:02d}h"
