@@ -184,6 +184,7 @@ class SyncEnvs:
         self.num_envs = num_envs
         self.observation_space = self.envs[0].observation_space
         self.action_space = self.envs[0].action_space
+        self._discrete = isinstance(self.action_space, gym.spaces.Discrete)
         self.recipe = with_versions(recipe, self.envs[0])
 
     def reset(self, which: Sequence[int], seeds: Sequence[int], obs: Tree) -> None:
@@ -194,6 +195,8 @@ class SyncEnvs:
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
         ended = []
+        if self._discrete:
+            actions = actions.tolist()  # numpy's integers cost Discrete.contains, which many call, a microsecond
         for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             observation, rewards[i], end, cut, _ = env.step(action)
             put(obs, i, observation)
