@@ -196,7 +196,7 @@ class SyncEnvs:
     ) -> list[int]:
         ended = []
         if self._discrete:
-            actions = actions.tolist()  # numpy's integers cost Discrete.contains, which many call, a microsecond
+            actions = actions.tolist()  # Discrete.contains, which many call, is slow on numpy's integers
         for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             observation, rewards[i], end, cut, _ = env.step(action)
             put(obs, i, observation)
