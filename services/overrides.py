@@ -38,9 +38,14 @@ Config = dict[str, dict[str, Any]]
 # Reading and writing
 
 
-def presets() -> dict[str, Path]:
-    """Shipped configurations by name."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+def presets() -> dict[str, str]:
+    """Shipped configurations: name -> the comment in their first line."""
+    return {path.stem: _description(path) for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def _description(path: Path) -> str:
+    first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -61,7 +66,7 @@ def find_config(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     if name in known:
-        return known[name]
+        return PRESETS / f"{name}.yaml"
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_dir():
         raise ConfigError(f"{name}: {'a folder, not a' if path.is_dir() else 'no such'} configuration file")
     listing = f" (presets: {', '.join(known)})" if known else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -129,25 +129,34 @@ class Progress:
 
     def __rich__(self) -> RenderableType:
         """Title, the rounds that fit on the screen, where it stands."""
-        head = Text.assemble((self.title, "bold"), "   ", (self._note, "yellow"))
+        words = [(self.title, "bold"), (f"  {self._until()}", "dim"), (f"  {self._note}", "yellow")]
+        head = Text.assemble(*words, no_wrap=True, overflow="ellipsis")
         if not self._rows:
             return Group(head, self._status())
         return Group(head, self._table(), self._status())
 
     def _table(self) -> Table:
+        rows = list(self._rows)[-max(1, self.console.size.height - 8) :]
+        columns = self._fitting(rows)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
-        columns = [key for key in CELLS if key in self._shown]
         for key in columns:
             table.add_column(key, justify="right", no_wrap=True, style=STYLES.get(key, ""))
-        height = max(1, self.console.size.height - 8)
-        rows = list(self._rows)[-height:]
         for number, figures in enumerate(rows, 1):
             newest = number == len(rows)
             table.add_row(*(CELLS[key](figures) for key in columns), style="" if newest else "dim")
         return table
 
+    def _fitting(self, rows: Sequence[Figures]) -> list[str]:
+        """The headings that have values, without the least needed ones where the terminal is narrow."""
+        columns = [key for key in CELLS if key in self._shown]
+        widths = {key: max(len(key), *(len(CELLS[key](row)) for row in rows)) + 3 for key in columns}
+        for key in DISPENSABLE:
+            if sum(widths[column] for column in columns) > self.console.size.width and key in columns:
+                columns.remove(key)
+        return columns
+
     def _status(self) -> Table:
-        """A bar, the time spent and left, and the limits."""
+        """A bar, the time spent and left."""
         left, fraction = self.left_s(), self.fraction()
         cells: list[RenderableType] = []
         if fraction is not None:
@@ -155,7 +164,6 @@ class Progress:
         cells.append(f"{duration(time.monotonic() - self._began)} passed")
         if left is not None:
             cells.append(f"{duration(max(0.0, left - (time.monotonic() - self._updated)))} left")
-        cells.append(Text(self._until(), style="dim"))
         status = Table.grid(padding=(0, 2))
         status.add_row(*cells)
         return status
@@ -165,7 +173,7 @@ class Progress:
         limits = {name.replace("_", " "): _amount(limit) for name, limit in self.stop.items()}
         if goal is not None:
             limits.pop("expert fraction", None)
-            limits["validation"] = f"{goal:,.1f}"
+            limits["validation"] = _return(goal)
         return f"until {' or '.join(map(' '.join, limits.items()))}" if limits else ""
 
 
@@ -178,11 +186,15 @@ def _amount(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def _plain(key: str, form: str) -> Callable[[Figures], str]:
-    return lambda figures: "" if (value := _number(figures, key)) is None else format(value, form)
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
-_all_steps = _plain("env_steps", ",.0f")
+def _plain(key: str, form: Callable[[float], str]) -> Callable[[Figures], str]:
+    return lambda figures: "" if (value := _number(figures, key)) is None else form(value)
+
+
+_all_steps = _plain("env_steps", _whole)
 
 
 def _beta(figures: Figures) -> str:
@@ -200,26 +212,33 @@ def _pace(figures: Figures) -> str:
     return "" if value is None else f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:,.0f}"
 
 
+def _return(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}"
+
+
 def _validation(figures: Figures) -> str:
     mean, lo, hi = (_number(figures, f"validation_{part}") for part in ("mean", "lo", "hi"))
     if mean is None:
         return ""
-    return f"{mean:,.1f}" if lo is None or hi is None else f"{mean:,.1f} [{lo:,.1f}, {hi:,.1f}]"
+    return _return(mean) if lo is None or hi is None else f"{_return(mean)} [{_return(lo)}, {_return(hi)}]"
 
 
 CELLS: dict[str, Callable[[Figures], str]] = {
-    "round": _plain("round", ",.0f"),
+    "round": _plain("round", _whole),
     "β": _beta,
-    "|D|": _plain("dataset", ",.0f"),
-    "labels": _plain("expert_labels", ",.0f"),
+    "|D|": _plain("dataset", _whole),
+    "labels": _plain("expert_labels", _whole),
     "steps": _steps,
     "steps/s": _pace,
-    "loss": _plain("loss", ".4g"),
-    "training": _plain("return_window", ",.1f"),
+    "loss": _plain("loss", "{:.3g}".format),
+    "training": _plain("return_window", _return),
     "validation": _validation,
-    "best": _plain("best", ",.1f"),
+    "best": _plain("best", _return),
 }
 """Columns by their heading; one that has never had a value is not shown."""
+
+DISPENSABLE = ("training", "steps/s", "|D|", "best", "steps", "β", "loss")
+"""What a narrow terminal goes without, first to last."""
 
 STYLES = {"round": "bold", "validation": "cyan", "best": "green"}
 

@@ -113,10 +113,16 @@ def test_presets_are_found_by_name(tmp_path, monkeypatch, config_file):
 
 
 def test_sections_are_fluent_methods():
-    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from services.trainer import TrainerConfig
 
-    ours = {"expert", "method", "stop", "tune"}
-    assert all(callable(getattr(AlgorithmConfig, section)) for section in set(SECTIONS) - ours)
+    ours = {"run", "stop", "tune"}
+    assert all(callable(getattr(TrainerConfig, section)) for section in set(SECTIONS) - ours)
+
+
+def test_shipped_presets_can_be_read_and_say_what_they_are():
+    shipped = overrides.presets()
+    assert shipped
+    assert all(description and load_config(name) for name, description in shipped.items())
 
 
 values = st.recursive(
