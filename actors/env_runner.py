@@ -45,6 +45,7 @@ from tutelage.protocols import Oracle
 from tutelage.types import Array, Failure, Rollout, SampleRequest
 
 Who = Literal["module", "oracle", "random"]
+EVALUATION_ENVS = 16  # at least, side by side: one forward then serves so many episodes
 
 
 class RolloutRunner(EnvRunner, Checkpointable):
@@ -202,7 +203,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         if weights is not None:
             self._set_weights(weights)
         envs = self._collector().envs
-        wanted = min(envs.num_envs, len(seeds))
+        wanted = min(max(envs.num_envs, EVALUATION_ENVS), len(seeds))
         while len(self._evaluation_envs) < wanted:
             self._evaluation_envs.append(make_env(envs.recipe))
         return play(self._evaluated(policy, seeds, explore), self._evaluation_envs[:wanted], seeds)

@@ -3,7 +3,7 @@
     make run        or        python -m examples.first_run [--env hopper] [--labels 14000] [--runs runs]
 
 Starts `tutelage oracle serve` with the expert that comes with Tutelage, trains DAgger and then behaviour
-cloning with two rollout actors each, and ends with a table of returns, learning curves, a summary and a video.
+cloning, two rollout actors each, and ends with a table of returns, learning curves, a summary and a video.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def expert_service(expert: str, env: str) -> Iterator[str]:
         if not line:
             raise TutelageError(f"the expert service ended with status {process.wait()}")
         print(line.strip())
-        yield "grpc://" + line.split()[-1]
+        yield line.split()[-1]
     finally:
         process.terminate()
         process.wait(timeout=20)
@@ -67,6 +67,8 @@ def main() -> None:
         common = [
             f"expert.oracle={address}",
             "env_runners.num_env_runners=2",
+            "env_runners.rollout_fragment_length=500",
+            "evaluation.evaluation_interval=2",
             f"stop.expert_labels={options.labels}",
         ]
         dagger = train(f"dagger-{options.env}", folder / "dagger", common)

@@ -38,6 +38,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),  # a client that was busy sends its keepalives in a burst
     ("grpc.max_connection_age_ms", 30 * 60_000),  # spreads clients over new replicas
     ("grpc.max_connection_age_grace_ms", 60_000),
 ]
