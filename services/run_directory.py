@@ -254,7 +254,7 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """After an error in a new run before anything was learnt, the folder goes too."""
-        learnt = {path.name for path in self.path.iterdir()} - {CONFIG, LOCK}
+        learnt = {path.name for path in self.path.rglob("*") if path.is_file()} - {CONFIG, LOCK}
         if error is not None and self._discard and not learnt:
             shutil.rmtree(self.path)
         self.close()

@@ -68,7 +68,8 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 
 def test_nothing_is_left_of_a_run_that_never_began(tmp_path):
-    with pytest.raises(ZeroDivisionError), RunDirectory.create(tmp_path / "run", CONFIG):
+    with pytest.raises(ZeroDivisionError), RunDirectory.create(tmp_path / "run", CONFIG) as run:  # noqa: PT012
+        run.dataset.mkdir()
         raise ZeroDivisionError
     with pytest.raises(Exception, match="cannot represent"):
         RunDirectory.create(tmp_path / "run", {"method": {"name": object()}})
