@@ -1,6 +1,6 @@
 """The first run: DAgger on Hopper with an expert service in another process, beside BC with as many labels.
 
-    make run        or        python -m examples.first_run [--env hopper] [--labels 14000] [--runs runs]
+    make run        or        python -m examples.first_run [--env hopper] [--labels 8000] [--runs runs]
 
 Starts `tutelage oracle serve` with the expert that comes with Tutelage, trains DAgger and then behaviour
 cloning, two rollout actors each, and ends with a table of returns, learning curves, a summary and a video.
@@ -58,7 +58,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--env", default="hopper", help="cartpole, lunarlander, hopper or halfcheetah")
-    parser.add_argument("--labels", type=int, default=14_000, help="expert labels that each method may use")
+    parser.add_argument("--labels", type=int, default=8_000, help="expert labels that each method may use")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folder is made")
     options = parser.parse_args()
     folder = options.runs / time.strftime("first-run-%Y%m%d-%H%M%S")

@@ -211,12 +211,16 @@ class MethodLearner(TorchLearner):
 
     def _descend(self, chunks: Iterator[Columns]) -> dict[str, float]:
         """One optimiser step a minibatch; means of the method's figures over the minibatches."""
-        size = self.config.minibatch_size
+        epochs, minibatch_size = self.config.num_epochs or 1, self.config.minibatch_size or CHUNK_ROWS
         optimiser = self.get_optimizer(DEFAULT_MODULE_ID)
         params: list[Any] = self._optimizer_parameters[optimiser]
+        lr = self._get_optimizer_lr(optimiser)
         sums: dict[str, Tensor] = {}
         steps = 0
-        for minibatch in minibatches(chunks, size):
+        for minibatch in minibatches(chunks, minibatch_size):
+            if self.dataset is not None:
+                progress = min(1.0, steps * minibatch_size / (epochs * len(self.dataset) / self._world()))
+                self._set_optimizer_lr(optimiser, lr * self.method.lr_share(progress))
             loss, figures = self.method.loss(self.policy, minibatch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -258,12 +262,11 @@ class MethodLearner(TorchLearner):
             dist.barrier()
 
 
-def minibatches(chunks: Iterator[Columns], size: int | None) -> Iterator[Columns]:
-    """Equal slices of `size` rows of each chunk; what is left over at a chunk's end is a smaller one, unless
-    it is too small to be worth a step (less than half of `size`). `size` None: whole chunks."""
+def minibatches(chunks: Iterator[Columns], size: int) -> Iterator[Columns]:
+    """Slices of `size` rows of each chunk; what is left at its end is a smaller one, if it is half of `size`."""
     for chunk in chunks:
         rows = len(tree.flatten(chunk)[0])
-        step = min(size or rows, rows)
+        step = min(size, rows)
         for start in range(0, rows, step):
             if rows - start >= step / 2:
                 yield each(lambda x, part=slice(start, start + step): x[part], chunk)

@@ -166,8 +166,9 @@ class TrainerConfig(AlgorithmConfig):
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
-        needs_value = self.learning_method is not None and self.learning_method.needs_value
-        return {**super()._model_config_auto_includes, "value": needs_value}
+        method = self.learning_method
+        of_method = {} if method is None else {**method.model, "value": method.needs_value}
+        return {**super()._model_config_auto_includes, **of_method}
 
     def validate(self) -> None:
         if self.learning_method is None:

@@ -129,7 +129,6 @@ def test_minibatches_cover_a_chunk_and_drop_only_scraps():
     chunk = {"obs": torch.arange(100)}
     assert [len(m["obs"]) for m in minibatches(iter([chunk]), 30)] == [30, 30, 30]
     assert [len(m["obs"]) for m in minibatches(iter([chunk]), 40)] == [40, 40, 20]
-    assert [len(m["obs"]) for m in minibatches(iter([chunk]), None)] == [100]
     assert [len(m["obs"]) for m in minibatches(iter([chunk]), 256)] == [100]
 
 

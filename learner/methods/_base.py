@@ -70,10 +70,16 @@ class Method:
     explores: ClassVar[bool] = False  # rollouts sample from the policy instead of taking its mode
     needs_value: ClassVar[bool] = False
     training: ClassVar[Mapping[str, Any]] = {}  # vetted defaults of the section `training`
+    model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
 
     def beta_at(self, i: int) -> float:
         """β_i, the probability that the expert acts in round i."""
         return 0.0
+
+    def lr_share(self, progress: float) -> float:
+        """The share of the learning rate to use at this progress, from 0 to 1, through an update's passes
+        over the dataset."""
+        return 1.0
 
     def label(self, rollout: Rollout, critic: Critic) -> Columns:
         """The rows of a rollout that the loss learns from. Only for methods that learn from rollouts."""

@@ -26,13 +26,20 @@ class BC(Method):
 
     learns_from = "dataset"
     asks = True
-    training: ClassVar = {"lr": 1e-3, "minibatch_size": 256, "num_epochs": 4}
+    training: ClassVar = {"lr": 3e-3, "minibatch_size": 128, "num_epochs": 8}
+    model: ClassVar = {"log_std_init": -1.0}
 
     demonstrations: str | None = None  # a file or a run's dataset folder to start from
+    anneal_to: float = (
+        0.1  # share of the learning rate at each fit's end, that validation sees a settled policy
+    )
     entropy_coefficient: float = 0.0  # bonus for random policies; 1e-3 keeps a gaussian from collapsing
 
     def beta_at(self, i: int) -> float:
         return 1.0
+
+    def lr_share(self, progress: float) -> float:
+        return 1 - (1 - self.anneal_to) * progress
 
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
         params = policy.policy(minibatch["obs"])

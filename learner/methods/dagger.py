@@ -11,7 +11,6 @@ count from 0, and with `beta: "i == 0"`, the paper's parameter-free choice, the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tutelage.schedules import schedule
 from learner.methods.bc import BC
@@ -20,8 +19,6 @@ from learner.methods.bc import BC
 @dataclass(frozen=True)
 class DAgger(BC):
     """Dataset aggregation under the β-mixture of expert and learner."""
-
-    training: ClassVar = {"lr": 1e-3, "minibatch_size": 256, "num_epochs": 4}
 
     beta: float | str = "i == 0"  # a number, linear(15), exponential(0.5), or an expression in the round i
 
