@@ -69,6 +69,7 @@ def main() -> None:
             "env_runners.num_env_runners=2",
             "env_runners.rollout_fragment_length=500",
             "evaluation.evaluation_interval=2",
+            "run.episodes=30",
             f"stop.expert_labels={options.labels}",
         ]
         dagger = train(f"dagger-{options.env}", folder / "dagger", common)

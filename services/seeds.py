@@ -90,7 +90,7 @@ def summarise_seeds(path: Path, seeds: int, *, quiet: bool) -> dict[str, Any]:
     """Pool the seeds' summaries, plot them together."""
     summaries = [RunDirectory.open(path / f"seed-{k}").read_summary() or {} for k in range(seeds)]
     returns = np.array([summary["return_mean"] for summary in summaries])
-    mean, low, high = report.iqm_ci95(returns)
+    mean, low, high = (float(value) for value in report.iqm_ci95(returns))
     pooled = {
         **{key: summaries[0][key] for key in ("method", "env", "expert_return", "random_return")},
         "seeds": seeds,
