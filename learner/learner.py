@@ -263,7 +263,7 @@ class MethodLearner(TorchLearner):
 
 
 def minibatches(chunks: Iterator[Columns], size: int) -> Iterator[Columns]:
-    """Slices of `size` rows of each chunk; what is left at its end is a smaller one, if it is half of `size`."""
+    """Slices of `size` rows of each chunk; what is left at its end counts if it is at least half of that."""
     for chunk in chunks:
         rows = len(tree.flatten(chunk)[0])
         step = min(size, rows)

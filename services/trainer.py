@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
-from actors.env_runner import RolloutRunner
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
 
+from actors.env_runner import RolloutRunner
 from actors.environments import make_env
 from expert_oracle.checkpoint import save_policy
 from expert_oracle.loading import OracleSpec
@@ -223,7 +223,7 @@ class Trainer(Algorithm):
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.figures: dict[str, Any] = {}
         if self.config.run_directory is None:
-            self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)
+            self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)  # pyright: ignore[reportIncompatibleVariableOverride]
             self.config.freeze()
         super().setup(self.config)
         if self.env_runner_group is None:

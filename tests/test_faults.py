@@ -1,4 +1,4 @@
-"""Real processes are killed with SIGKILL during one run; at its end every label is there, and counted once."""
+"""Real processes are killed with SIGKILL during a run; at its end every label is there, counted once."""
 
 import json
 import os
@@ -33,6 +33,7 @@ def serve(port: int) -> subprocess.Popen:
         "oracle", "serve", expert, "seconds=0.1", "--env", "CartPole-v1", "--address", f"127.0.0.1:{port}",
         stdout=subprocess.PIPE,
     )  # fmt: skip
+    assert process.stdout is not None
     assert str(port) in process.stdout.readline()
     return process
 

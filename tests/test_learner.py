@@ -1,3 +1,5 @@
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -20,9 +22,9 @@ from tutelage.types import EnvRecipe
 CARTPOLE = EnvRecipe("CartPole-v1")
 
 
-def make_learner(tmp_path, method="dagger", env="CartPole-v1", **training):
+def make_learner(tmp_path, method="dagger", env="CartPole-v1", **training) -> Any:
     made = gym.make(env)
-    config = AlgorithmConfig()
+    config: Any = AlgorithmConfig()
     config.learning_method = make_method(method, {})
     config.run_directory = str(tmp_path)
     config.training(**{"lr": 1e-3, "minibatch_size": 64, "num_epochs": 2, **training})
@@ -40,7 +42,9 @@ def make_learner(tmp_path, method="dagger", env="CartPole-v1", **training):
     return learner
 
 
-def rollouts(steps=64, envs=4, *, recipe=CARTPOLE, oracle="scripted:cartpole", round=0):
+def rollouts(
+    steps=64, envs=4, *, recipe=CARTPOLE, oracle: str | None = "scripted:cartpole", round=0
+) -> list[Any]:
     collector = Collector(recipe, envs, reproducible=True)
     space = collector.envs.action_space
     rng = np.random.default_rng(round)

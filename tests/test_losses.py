@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from learner.losses import (
 NVEC = (3, 2, 4)
 
 
-def reference(distribution, params):
+def reference(distribution, params) -> Any:
     match distribution:
         case "gaussian":
             mean, log_std = params.chunk(2, dim=-1)
@@ -74,7 +76,8 @@ def test_advantages_are_the_sum_of_the_paper(seed, gamma, lambda_):
     terminated, truncated = rng.random(shape) < 0.1, rng.random(shape) < 0.1
     rewards, values, next_values = rng.normal(size=(3, *shape))
     arguments = [rewards, values, next_values, terminated, terminated | truncated]
-    ours = generalized_advantages(*map(torch.from_numpy, arguments), gamma=gamma, lambda_=lambda_)
+    tensors: Any = [torch.from_numpy(array) for array in arguments]
+    ours = generalized_advantages(*tensors, gamma=gamma, lambda_=lambda_)
     np.testing.assert_allclose(ours.numpy(), naive_advantages(*arguments, gamma, lambda_), atol=1e-9)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def make(observation_space, action_space, **model_config) -> PolicyModule:
     )
 
 
-def observations(space: gym.Space, n: int = 7):
+def observations(space: gym.Space, n: int = 7) -> Any:
     samples = [space.sample() for _ in range(n)]
     batch = tree.map_structure(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *samples)
     return tree.map_structure(

@@ -20,7 +20,7 @@ def cartpole(tmp_path, method="dagger", *, runners=0, envs=4, steps=64, **settin
             num_env_runners=runners,
             num_envs_per_env_runner=envs,
             rollout_fragment_length=steps,
-            num_cpus_per_env_runner=0.5,
+            num_cpus_per_env_runner=0.5,  # type: ignore[arg-type]
         )
         .method(method, **settings)
         .training(minibatch_size=64)
@@ -37,7 +37,7 @@ def built():
     trainers = []
 
     def build(config: TrainerConfig) -> Trainer:
-        trainers.append(config.build_algo())
+        trainers.append(config.build_trainer())
         return trainers[-1]
 
     yield build
@@ -82,7 +82,7 @@ def test_a_saved_trainer_goes_on_where_it_was(tmp_path, built):
     for _ in range(2):
         trainer.train()
     trainer.save_to_path(str(tmp_path / "checkpoint"))
-    restored = Trainer.from_checkpoint(str(tmp_path / "checkpoint"))
+    restored = Trainer.restored(tmp_path / "checkpoint")
     try:
         assert (restored.round, restored.env_steps, restored.version) == (2, 512, 2)
         assert restored.best_mean == trainer.best_mean

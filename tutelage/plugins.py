@@ -1,4 +1,4 @@
-"""Plug-ins: `package.module:attribute` or `path/to/file.py:attribute`, and files found because they are there."""
+"""Plug-ins: `package.module:attribute`, `path/to/file.py:attribute`, and files found where they lie."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def load(spec: str) -> Any:
             value = getattr(value, part)
     except AttributeError:
         known = [name for name in vars(module) if not name.startswith("_")]
-        raise ConfigError(f"{module_name} has no attribute {attribute!r}{did_you_mean(attribute, known)}") from None
+        near = did_you_mean(attribute, known)
+        raise ConfigError(f"{module_name} has no attribute {attribute!r}{near}") from None
     return value
 
 
@@ -41,7 +42,7 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
-        raise ConfigError(f"no module named {name!r}; is it installed, or its folder in PYTHONPATH?") from None
+        raise ConfigError(f"no module named {name!r}; is it installed, or in PYTHONPATH?") from None
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -52,7 +53,8 @@ def _load_file(path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -64,7 +66,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def discover(package: str) -> dict[str, str]:
-    """Public modules of a package by their short name: `learner.methods` -> {"bc": "learner.methods.bc", ...}."""
+    """Public modules of a package by short name: `learner.methods` -> {"bc": "learner.methods.bc", ...}."""
     paths = importlib.import_module(package).__path__
     names = (module.name for module in pkgutil.iter_modules(paths))
     return {name: f"{package}.{name}" for name in names if not name.startswith("_")}

@@ -23,8 +23,8 @@ class Oracle(Protocol):
 class Labeler(Protocol):
     """Somebody who judges. People are slower than actors: ask, don't wait.
 
-        labeler.label(new_queries)         # hands them over, returns the answers that have arrived since
-        labeler.label([])                  # only collects
+    labeler.label(new_queries)         # hands them over, returns the answers that have arrived since
+    labeler.label([])                  # only collects
     """
 
     def label(self, queries: Sequence[Query]) -> Sequence[Answer]: ...

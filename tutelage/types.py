@@ -32,7 +32,7 @@ def check_leading(name: str, value: Tree, *shape: int) -> None:
 
 @dataclass(frozen=True)
 class EnvRecipe:
-    """How to make one environment, small and picklable. Made by: the config. Eaten by: runners, replay, clips."""
+    """How to make one environment: small, picklable. Made by: config. Eaten by: runners, replay, clips."""
 
     id: str  # a registered gymnasium id, "module:Id-v0" imports the module first
     kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tutelage.schedules import schedule
 from learner.methods.bc import BC
+from tutelage.schedules import schedule
 
 
 @dataclass(frozen=True)
