@@ -25,6 +25,7 @@ from learner.demonstrations import load_demonstrations
 from learner.methods._base import Columns, Method, each
 from learner.nets import PolicyModule
 from learner.reward_scale import RewardScale
+from tutelage.errors import TrainingError
 from tutelage.types import Rollout, Tree
 
 CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
@@ -169,7 +170,7 @@ class MethodLearner(TorchLearner):
         share = tree.map_structure(lambda x: x[self._rank() : rows : self._world()], columns)
         generator = np.random.default_rng(seed)
         for _ in range(self.config.num_epochs or 1):
-            order = torch.from_numpy(generator.permutation(rows // self._world()))
+            order = self.tensor(generator.permutation(rows // self._world()))
             yield each(lambda x, order=order: x.index_select(0, order), share)
         if not new:
             self._merge_norms(rollouts)
@@ -233,7 +234,7 @@ class MethodLearner(TorchLearner):
                 sums[name] = sums[name] + value if name in sums else value
         means = {name: float(total) / steps for name, total in sums.items()}
         if not all(map(np.isfinite, means.values())):
-            raise FloatingPointError(f"the loss diverged: {means}; try a smaller training.lr")
+            raise TrainingError(f"the loss diverged: {means}; try a smaller training.lr")
         return {**means, "minibatches": steps}
 
     def _share_gradients(self, params: Sequence[Tensor]) -> None:

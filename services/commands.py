@@ -72,6 +72,10 @@ def evaluate_command(path: Path, *, episodes: int, seed: int, video: Path | None
 def scale_command(path: Path, num_env_runners: int) -> None:
     """`tutelage scale`: leave a request that the run obeys after its current round."""
     run = RunDirectory.open(path)
+    if not build_config(run.config()).num_env_runners:
+        raise ConfigError(
+            f"{path} collects in the trainer's own process; start it with env_runners.num_env_runners=1"
+        )
     part = run.path / "control.json.part"
     part.write_text(json.dumps({"num_env_runners": num_env_runners}))
     part.replace(run.path / "control.json")

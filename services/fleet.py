@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
-from tutelage.errors import ConfigError, OracleError, TutelageError
+from tutelage.errors import ConfigError, OracleError, TrainingError, TutelageError
 from tutelage.types import Array, Failure, Rollout, SampleRequest
 
 Who = Literal["module", "oracle", "random"]
@@ -64,6 +64,7 @@ class Fleet:
         self.restore = restore
         self.in_flight: dict[int, int] = {}  # actor -> version of the policy that it was asked to act with
         self.arrived: list[Collected] = []  # asynchronously, not handed out yet
+        self.restarts = 0  # of runners, when `in_flight` was last true
 
     def __len__(self) -> int:
         return 1 if self.local else self.group.num_remote_env_runners()
@@ -73,11 +74,11 @@ class Fleet:
     def collect(self, request: SampleRequest, *, explore: bool) -> list[Collected]:
         """A fragment from each runner; the healthy ones make those of the others too.
 
-        Raises OracleError if an expert failed, RuntimeError if no runner is left.
+        Raises OracleError if an expert failed, TrainingError if no runner is left.
         """
         call = partial(sample, request=request, explore=explore, by_reference=self.by_reference)
         collected: list[Collected] = []
-        while missing := len(self) - len(collected):
+        while (missing := len(self) - len(collected)) > 0:
             collected += self._until_some(lambda missing=missing: usable(self._each(call, missing)))
         return collected
 
@@ -96,6 +97,9 @@ class Fleet:
         for actor, result in self.group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.1):
             self.in_flight.pop(actor, None)
             self.arrived += usable([result])
+        if self.restarts != (restarts := self.group.num_remote_worker_restarts()):
+            self.in_flight.clear()  # some went with their runner; RLlib drops what is sent to a busy one
+            self.restarts = restarts
         healthy = set(self.group.healthy_env_runner_ids())
         self.in_flight = {actor: v for actor, v in self.in_flight.items() if actor in healthy}
         if idle := sorted(healthy - set(self.in_flight)):
@@ -113,7 +117,7 @@ class Fleet:
         return self.group.foreach_env_runner(call, local_env_runner=False, remote_worker_ids=ids)
 
     def _until_some(self, attempt: Callable[[], Any]) -> Any:
-        """Repeat until there is a result; RuntimeError when no runner has been there for `patience_s`."""
+        """Repeat until there is a result; TrainingError when no runner has been there for `patience_s`."""
         alone_since: float | None = None
         while not (result := attempt()):
             if self.local or self.group.num_healthy_remote_env_runners() > 0:
@@ -121,7 +125,7 @@ class Fleet:
                 continue
             alone_since = alone_since or time.monotonic()
             if time.monotonic() - alone_since > self.patience_s:
-                raise RuntimeError(f"no env runner is left, and none came back in {self.patience_s:g} s")
+                raise TrainingError(f"no env runner is left, and none came back in {self.patience_s:g} s")
             self.restore()
         return result
 
@@ -174,8 +178,11 @@ class Fleet:
 def sample(
     runner: Any, *, request: SampleRequest, explore: bool, by_reference: bool
 ) -> list[Collected | Failure]:
-    """Collect as requested."""
-    results = runner.sample(request=request, explore=explore)
+    """Collect as requested. An exception would cost the actor and its reason: it is returned."""
+    try:
+        results = runner.sample(request=request, explore=explore)
+    except Exception as error:
+        return [failure(runner, error)]
     return [refer(result) if by_reference and isinstance(result, Rollout) else result for result in results]
 
 
@@ -190,9 +197,17 @@ def outcomes(
     """Return and length by seed."""
     try:
         returns, lengths = runner.evaluate(seeds, explore=False, weights=weights, policy=who)
-    except TutelageError as error:
-        return Failure(str(error), runner.worker_index)
+    except Exception as error:
+        return failure(runner, error)
     return {seed: (float(r), int(n)) for seed, r, n in zip(seeds, returns, lengths, strict=True)}
+
+
+def failure(runner: Any, error: Exception) -> Failure:
+    """What went wrong on a runner, in one line."""
+    words = str(error) if isinstance(error, TutelageError) else f"{type(error).__name__}: {error}"
+    return Failure(
+        f"env runner {runner.worker_index or 0}: {words}".splitlines()[0], runner.worker_index or 0
+    )
 
 
 def usable(results: Sequence[Sequence[Any]]) -> list[Collected]:

@@ -25,9 +25,11 @@ from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import RunSettings, Sections, Stop, build_config, preflight, settings_of
 from services.trainer import Trainer, TrainerConfig, result_seeds
+from tutelage.errors import ConfigError
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe
 
+CONTROL = "control.json"  # a request to a run that goes on
 RESTARTS = 3  # of a trainer whose learner died, from the last checkpoint
 
 
@@ -102,8 +104,9 @@ class Job:
     def _restore_or_build(self) -> Trainer:
         checkpoint = self.run.latest_checkpoint()
         if checkpoint is None:
-            return Trainer(config=self.config)
-        trainer = Trainer.restored(checkpoint)
+            trainer = Trainer(config=self.config)
+        else:
+            trainer = Trainer.restored(checkpoint, self.config)
         self.run.truncate_after(trainer.round - 1)
         return trainer
 
@@ -126,6 +129,10 @@ class Job:
 
     def _train(self, started: float, progress: Progress, interruption: Interruption) -> str:
         restarts, saved = 0, time.monotonic()
+        (self.run.path / CONTROL).unlink(missing_ok=True)
+        assert self.trainer is not None
+        if why := self.stop.reached(self.trainer.figures, self.known.get("expert_return")):
+            return why
         while True:
             assert self.trainer is not None
             try:
@@ -153,14 +160,17 @@ class Job:
 
     def _obey_control(self, progress: Progress) -> None:
         """Requests that `tutelage scale` left in the run directory."""
-        path = self.run.path / "control.json"
+        path = self.run.path / CONTROL
         if not path.exists():
             return
         request = json.loads(path.read_text())
         path.unlink()
         assert self.trainer is not None
-        self.trainer.scale(int(request["num_env_runners"]))
-        progress.note(f"now {request['num_env_runners']} env runners")
+        try:
+            self.trainer.scale(int(request["num_env_runners"]))
+            progress.note(f"now {request['num_env_runners']} env runners")
+        except ConfigError as error:
+            progress.note(str(error))
 
     def _checkpoint(self) -> None:
         assert self.trainer is not None
@@ -193,7 +203,8 @@ class Job:
             "stopped_because": why,
         }
         self.run.write_summary(summary)
-        report.plot([self.run.path], self.run.returns_png)
+        if any("validation_mean" in line for line in self.run.metrics()):
+            report.plot([self.run.path], self.run.returns_png)
         return summary
 
 

@@ -205,7 +205,8 @@ class RunDirectory:
         return next((folder for folder in folders if folder.is_dir()), None)
 
     def _rounds(self) -> list[Path]:
-        return sorted(path for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit())
+        folders = (path for path in self.checkpoints.glob("[0-9]*") if path.name.isdigit())
+        return sorted(folders, key=lambda path: int(path.name))
 
     @contextmanager
     def _publish(self, name: str) -> Iterator[Path]:

@@ -105,7 +105,10 @@ def preflight(sections: Sections) -> TrainerConfig:
     settings_of(Stop, "stop", sections)
     settings_of(RunSettings, "run", sections)
     settings_of(TuneSettings, "tune", sections)
-    config.copy(copy_frozen=False).validate()
+    try:
+        config.copy(copy_frozen=False).validate()
+    except ValueError as error:  # RLlib's own checks
+        raise ConfigError(" ".join(str(error).split())) from None
     env = make_env(config.env_recipe())
     try:
         obs, _ = env.reset(seed=0)

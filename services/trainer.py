@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
 
 from actors.env_runner import RolloutRunner
 from actors.environments import make_env
-from expert_oracle.checkpoint import save_policy
+from expert_oracle.checkpoint import load_policy, save_policy
 from expert_oracle.loading import OracleSpec
 from learner.learner import MethodLearner, metrics_of
 from learner.methods import make_method
@@ -138,7 +139,7 @@ class TrainerConfig(AlgorithmConfig):
     def storage(self, *, run_directory: str | Path | None = NOT_GIVEN) -> TrainerConfig:
         """Where the dataset and the best policy go; default: RLlib's folder of results for this trainer."""
         if run_directory is not NOT_GIVEN:
-            self.run_directory = None if run_directory is None else str(run_directory)
+            self.run_directory = None if run_directory is None else str(Path(run_directory).resolve())
         return self
 
     # What others read
@@ -188,7 +189,14 @@ class TrainerConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: expected a positive whole number, got {value!r}")
-        self.learning_method.beta_at(0)
+        if self.max_version_lag < 1 or self.max_unlabelled < 0:
+            raise ConfigError(
+                "collection.max_version_lag must be at least 1, expert.max_unlabelled at least 0"
+            )
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"debugging.seed: expected a number of at least 0, got {self.seed}")
+        for i in range(100):
+            self.learning_method.beta_at(i)
         model_config({k: v for k, v in (self.model_config or {}).items() if k != "value"})
         super().validate()
 
@@ -202,9 +210,10 @@ class Trainer(Algorithm):
     config: TrainerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @classmethod
-    def restored(cls, checkpoint: Path) -> Trainer:
-        """The trainer that was saved there."""
-        return cls.from_checkpoint(str(checkpoint.resolve()))  # type: ignore[return-value]
+    def restored(cls, checkpoint: Path, config: TrainerConfig | None = None) -> Trainer:
+        """The trainer that was saved there, with the settings of `config` if given."""
+        given = {} if config is None else {"config": config}
+        return cls.from_checkpoint(str(checkpoint.resolve()), **given)  # type: ignore[return-value]
 
     @classmethod
     def get_default_config(cls) -> TrainerConfig:
@@ -239,6 +248,18 @@ class Trainer(Algorithm):
         )
         self._continue_dataset()
         self._publish()
+        self.best_mean = self._best_on_disk()
+
+    def _best_on_disk(self) -> float:
+        """The validation return of the policy in `best/`, which may be newer than any checkpoint."""
+        best = RunDirectory(Path(str(self.config.run_directory))).best_checkpoint()
+        for name, read in (
+            ("policy.safetensors", lambda p: load_policy(p).metadata),
+            ("policy.json", read_json),
+        ):
+            if best is not None and (best / name).is_file():
+                return float(read(best / name).get("validation_mean", -np.inf))
+        return -np.inf
 
     def _continue_dataset(self) -> None:
         """Go on after the last round that is on disk: its labels count, even if no checkpoint knows them."""
@@ -247,7 +268,7 @@ class Trainer(Algorithm):
         rounds, steps, labels, rows = self._first_learner(dataset_counts)
         self.round = max(self.round, rounds)
         self.env_steps = max(self.env_steps, steps)
-        self.figures |= {"expert_labels": labels, "dataset": rows}
+        self.figures |= {"expert_labels": labels, "dataset": rows, "env_steps": self.env_steps}
 
     @property
     def method(self) -> Method:
@@ -390,7 +411,8 @@ class Trainer(Algorithm):
         own = state.get("trainer", {})
         self.round, self.env_steps = own.get("round", 0), own.get("env_steps", 0)
         self.version = own.get("version", 0)
-        self.best_mean, self.figures = own.get("best_mean", -np.inf), dict(own.get("figures", {}))
+        self.best_mean = max(own.get("best_mean", -np.inf), self._best_on_disk())
+        self.figures = dict(own.get("figures", {}))
         self.returns = deque(own.get("returns", ()), maxlen=RETURN_WINDOW)
         self._continue_dataset()
         self._publish()
@@ -398,6 +420,10 @@ class Trainer(Algorithm):
     def scale(self, num_env_runners: int) -> None:
         """Change the number of rollout actors while the run goes on."""
         self.fleet.scale(num_env_runners)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
 
 
 def update_on(learner: MethodLearner, **payload: Any) -> dict[str, float]:
@@ -428,7 +454,8 @@ def dataset_counts(learner: MethodLearner) -> tuple[int, int, int, int]:
 
 
 def raise_(error: BaseException) -> Any:
-    raise error
+    """Raise what went wrong on a learner, out of Ray's wrapping; a learner's death stays Ray's own error."""
+    raise getattr(error, "cause", None) or error
 
 
 def validation_seeds(run_seed: int | None, n: int) -> list[int]:

@@ -78,7 +78,8 @@ def test_advantages_are_the_sum_of_the_paper(seed, gamma, lambda_):
     arguments = [rewards, values, next_values, terminated, terminated | truncated]
     tensors: Any = [torch.from_numpy(array) for array in arguments]
     ours = generalized_advantages(*tensors, gamma=gamma, lambda_=lambda_)
-    np.testing.assert_allclose(ours.numpy(), naive_advantages(*arguments, gamma, lambda_), atol=1e-9)
+    expected = naive_advantages(*list(arguments), gamma=gamma, lambda_=lambda_)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-9)
 
 
 def test_a_time_limit_is_bootstrapped_and_a_terminal_state_is_not():

@@ -13,5 +13,9 @@ class OracleError(TutelageError):
     """An expert that cannot be reached, or whose answers cannot be used."""
 
 
+class TrainingError(TutelageError):
+    """Training that cannot go on: the loss diverged, or nobody is left to collect."""
+
+
 class DatasetError(TutelageError):
     """Data on disk, or offered for it, that cannot be used."""
