@@ -28,5 +28,5 @@ def wrong_shape(obs):
 
 
 def sometimes_nan(obs):
-    """Fine for the single state of the first check, not for a rollout."""
+    """Fine for the single state of the first check, of the wrong type for a rollout."""
     return np.zeros(len(obs)) if len(obs) == 1 else np.full(len(obs), np.nan)
