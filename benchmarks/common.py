@@ -75,7 +75,9 @@ def run(cases: Mapping[str, Bench]) -> None:
     """The command line of a benchmark: `[--json] [CASE...]`. Rows are shown as they are measured."""
 
     def main(
-        names: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help=", ".join(cases))] = None,
+        names: Annotated[
+            list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases to run; default all.")
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
     ) -> None:
         unknown = sorted(set(names or []) - set(cases))
