@@ -17,7 +17,7 @@ from learner.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = 20 * 2 * 2 * 32  # rounds × runners × environments × steps
-PATIENCE_S = 150
+PATIENCE_S = 240
 
 
 def tutelage(*arguments: str, **options) -> subprocess.Popen:
@@ -90,6 +90,7 @@ def test_a_run_survives_the_death_of_runner_expert_and_trainer(tmp_path, process
         "evaluation.evaluation_duration=2",
         f"stop.expert_labels={LABELS}",
         "run.episodes=5",
+        "run.baselines=false",
         "run.checkpoint_every_s=2",
     ]
     trainer = tutelage("train", "dagger-cartpole", *settings, "--run", str(run))
