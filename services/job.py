@@ -43,7 +43,9 @@ def start_ray(config: TrainerConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this cluster is reachable on loopback only
+    os.environ.setdefault(
+        "RAY_AUTH_MODE", "disabled"
+    )  # of a cluster started here; set it to "token" on a shared network
     wanted = config.num_env_runners * (config.num_cpus_per_env_runner or 1) + (config.num_learners or 0) + 1
     ray.init(num_cpus=max(os.cpu_count() or 1, int(wanted)), include_dashboard=False, **quiet)
 

@@ -17,7 +17,7 @@ from learner.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = 20 * 2 * 2 * 32  # rounds × runners × environments × steps
-PATIENCE_S = 240
+PATIENCE_S = 150
 
 
 def tutelage(*arguments: str, **options) -> subprocess.Popen:
