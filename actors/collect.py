@@ -11,8 +11,10 @@ import numpy as np
 import tree
 
 from actors.environments import Act, columns, concatenated, make_env, make_vector, put, rows, to_env
+from actors.forward import Forward
 from actors.mixture import Mixture
 from actors.replay import is_reproducible
+from tutelage.policy import distribution_of, log_prob
 from tutelage.protocols import Oracle
 from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, Tree
 
@@ -262,13 +264,33 @@ def label(rollout: Rollout, oracle: Oracle, action_space: gym.Space, *, batch: i
     if rollout.expert_actions is not None:
         return rollout
     T, B = rollout.shape
-    states = tree.map_structure(lambda leaf: leaf[:T].reshape(T * B, *leaf.shape[2:]), rollout.obs)
+    states = flat_states(rollout)
     asked = np.arange(T * B) if rollout.valid is None else np.flatnonzero(rollout.valid)
     answers = columns(action_space, T * B)
     for i in range(0, len(asked), batch):
         some = asked[i : i + batch]
         answers[some] = to_env(action_space, oracle.act(rows(states, some)))
     return replace(rollout, expert_actions=answers.reshape(T, B, *answers.shape[1:]))
+
+
+def with_logp(rollout: Rollout, forward: Forward, action_space: gym.Space, *, batch: int = 4096) -> Rollout:
+    """The rollout with the log-probabilities of its actions under the policy that drew them, whose `forward`
+    is asked for `batch` states at a time."""
+    T, B = rollout.shape
+    distribution, nvec = distribution_of(action_space)
+    states = flat_states(rollout)
+    actions = rollout.actions.reshape(T * B, *rollout.actions.shape[2:])
+    logp = np.empty(T * B, np.float32)
+    for i in range(0, T * B, batch):
+        some = slice(i, i + batch)
+        logp[some] = log_prob(forward(rows(states, some)), actions[some], distribution, nvec)
+    return replace(rollout, logp=logp.reshape(T, B))
+
+
+def flat_states(rollout: Rollout) -> Tree:
+    """The observations [T B, ...] that were acted on."""
+    T, B = rollout.shape
+    return tree.map_structure(lambda leaf: leaf[:T].reshape(T * B, *leaf.shape[2:]), rollout.obs)
 
 
 def evaluate(act: Act, recipe: EnvRecipe, seeds: Sequence[int], num_envs: int = 8) -> tuple[Array, Array]:

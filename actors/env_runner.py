@@ -36,7 +36,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from actors.collect import Collector, label, play
+from actors.collect import Collector, label, play, with_logp
 from actors.environments import Act, make_env
 from actors.forward import Forward, actor, forward_of, random_actor
 from expert_oracle.loading import checked
@@ -103,7 +103,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         with self.metrics.log_time(SAMPLE_TIMER):
             if request is not None:
                 return self._answer(request, explore, force_reset)
-            collect = partial(self._collect, self._act(explore, random_actions))
+            collect = partial(self._collect, explore=explore, random_actions=random_actions)
             if num_episodes is not None:
                 return self._sample_episodes(collect, num_episodes)
             return [collect(self._steps(num_timesteps), force_reset=force_reset)]
@@ -117,8 +117,8 @@ class RolloutRunner(EnvRunner, Checkpointable):
             if request.beta > 0:
                 self._wait_for_labels()  # an oracle is asked by one thread at a time
             rollout = self._collect(
-                self._act(explore),
                 int(self.config.rollout_fragment_length),
+                explore=explore,
                 beta=request.beta,
                 oracle=oracle,
                 version=request.version,
@@ -132,11 +132,17 @@ class RolloutRunner(EnvRunner, Checkpointable):
         self._unlabelled.append(self._labelling.submit(self._label, rollout, oracle))
         return self._labelled(at_most=0 if request.wait else self.config.max_unlabelled)
 
-    def _collect(self, act: Act, steps: int, **settings: Any) -> Rollout:
+    def _collect(
+        self, steps: int, *, explore: bool, random_actions: bool = False, **settings: Any
+    ) -> Rollout:
+        """A fragment; with log-probabilities where the policy alone acted, and drew its actions."""
         collector = self._collector()
+        act = self._act(explore, random_actions)
         rollout = collector.collect(act, steps, round=self._round, **settings)
         self._log(rollout)
-        return rollout
+        if self._forward is None or not explore or random_actions or rollout.by_expert is not None:
+            return rollout
+        return with_logp(rollout, self._forward, collector.envs.action_space)
 
     def _sample_episodes(self, collect: Callable[..., Rollout], episodes: int) -> list[Rollout | Failure]:
         """Fragments from fresh environments until `episodes` episodes have ended."""
@@ -173,6 +179,10 @@ class RolloutRunner(EnvRunner, Checkpointable):
                 arrived.append(self._failure(error))
             self._unlabelled.popleft()
         return arrived
+
+    def finish_labels(self) -> list[Rollout | Failure]:
+        """The rollouts that still wait for labels, once they have them."""
+        return self._labelled(at_most=0)
 
     def _wait_for_labels(self) -> None:
         for pending in self._unlabelled:

@@ -6,6 +6,7 @@ update, fused Adam, gradient clipping, learning-rate schedules, several learners
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tutelage.errors import TrainingError
 from tutelage.types import Rollout, Tree
 
 CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
-PREDICT_ROWS = 4_096  # observations in one forward without gradients
+VALUE_ROWS = 4_096  # observations in one forward without gradients
 
 
 class MethodLearner(TorchLearner):
@@ -110,8 +111,7 @@ class MethodLearner(TorchLearner):
         """
         self.before_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         self._weights_seq_no += 1
-        fetched = [ray.get(r) if isinstance(r, ray.ObjectRef) else r for r in rollouts]
-        figures = self._descend(self._chunks(fetched, key=key, seed=seed))
+        figures = self._descend(self._chunks(fetched(rollouts), key=key, seed=seed))
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         if self.dataset is not None:
             figures |= {
@@ -120,6 +120,11 @@ class MethodLearner(TorchLearner):
                 "dataset_steps": self.dataset.steps,
             }
         return figures
+
+    def store(self, rollouts: Sequence[Rollout | ray.ObjectRef], *, key: str) -> None:
+        """D ← D ∪ D_i without learning from it yet."""
+        assert self.dataset is not None
+        self.dataset.append(fetched(rollouts), key=key)
 
     # Data
 
@@ -194,15 +199,12 @@ class MethodLearner(TorchLearner):
     # What a method's `label` may ask (learner.methods._base.Critic)
 
     @torch.no_grad()
-    def predict(self, obs: Tree, *, leading: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Distribution parameters [*leading, P] and values [*leading] of observations [*leading, ...]."""
+    def values(self, obs: Tree, *, leading: tuple[int, ...]) -> Tensor:
+        """Values [*leading] of observations [*leading, ...]."""
         flat = tree.map_structure(lambda leaf: leaf.reshape(-1, *leaf.shape[len(leading) :]), obs)
-        params, values = [], []
-        for start in range(0, int(np.prod(leading)), PREDICT_ROWS):
-            part = tree.map_structure(lambda leaf: self.tensor(leaf[start : start + PREDICT_ROWS]), flat)  # noqa: B023
-            params.append(self.policy.policy(part))
-            values.append(self.policy.value(part))
-        return torch.cat(params).unflatten(0, leading), torch.cat(values).unflatten(0, leading)
+        starts = range(0, math.prod(leading), VALUE_ROWS)
+        parts = (each(lambda leaf, i=i: self.tensor(leaf[i : i + VALUE_ROWS]), flat) for i in starts)
+        return torch.cat([self.policy.value(part) for part in parts]).unflatten(0, leading)
 
     def scale_rewards(self, rollout: Rollout, gamma: float) -> Tensor:
         """Rewards [T, B] over the running standard deviation of the discounted return."""
@@ -261,6 +263,11 @@ class MethodLearner(TorchLearner):
     def _barrier(self) -> None:
         if self._world() > 1:
             dist.barrier()
+
+
+def fetched(rollouts: Sequence[Rollout | ray.ObjectRef]) -> list[Rollout]:
+    """Rollouts, those that lie in the object store too."""
+    return [ray.get(one) if isinstance(one, ray.ObjectRef) else one for one in rollouts]
 
 
 def minibatches(chunks: Iterator[Columns], size: int) -> Iterator[Columns]:

@@ -6,16 +6,13 @@ Axes: N samples, T time, B environments, P distribution parameters. Parameters a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.policy import Distribution
-
-LOG_2PI = math.log(2 * math.pi)
+from tutelage.policy import LOG_2PI, Distribution
 
 
 def log_prob(params: Tensor, actions: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import tree
 
-from actors.collect import Collector, episode_seed, evaluate, label
+from actors.collect import Collector, episode_seed, evaluate, label, with_logp
 from actors.environments import make_env, rows
 from actors.forward import random_actor
 from actors.replay import cut, replay
 from tutelage.errors import OracleError
+from tutelage.policy import distribution_of, log_prob
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
@@ -246,6 +247,24 @@ def test_labels_are_asked_in_batches_and_land_where_they_belong():
     assert oracle.batches == (32, 32, 6)
     np.testing.assert_array_equal(rollout.expert_actions, rollout.obs[:10, :, 0] < 0)
     assert label(rollout, oracle, c.envs.action_space) is rollout
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_log_probabilities_land_where_they_belong(env_id):
+    c, asked = collector(EnvRecipe(env_id), num_envs=3), []
+
+    def forward(obs):
+        asked.append(len(obs))
+        return obs[:, :2]
+
+    rollout = c.collect(randomly(c), 5)
+    logp = with_logp(rollout, forward, c.envs.action_space, batch=8).logp
+    assert logp is not None
+    assert asked == [8, 7]
+    distribution = distribution_of(c.envs.action_space)[0]
+    for t in range(5):
+        expected = log_prob(rollout.obs[t, :, :2], rollout.actions[t], distribution)
+        np.testing.assert_allclose(logp[t], expected, rtol=1e-6)
 
 
 def test_labels_of_nested_observations():

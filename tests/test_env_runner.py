@@ -123,6 +123,25 @@ def test_explore_draws_and_not_exploring_does_not():
     assert 0.2 < random.actions.mean() < 0.8
 
 
+def test_drawn_actions_come_with_their_log_probabilities():
+    r = runner(Always())
+    log_odds = np.log([0.2, 0.8]).astype(np.float32)
+    request = SampleRequest(round=0, weights={**weights(1), "layer.bias": log_odds}, version=1)
+    (drawn,) = r.sample(request=request, explore=True)
+    assert drawn.logp.dtype == np.float32
+    np.testing.assert_allclose(drawn.logp, log_odds[drawn.actions], rtol=1e-5)
+    (again,) = r.sample(explore=True)
+    np.testing.assert_allclose(again.logp, log_odds[again.actions], rtol=1e-5)
+
+
+def test_actions_that_no_policy_drew_have_no_log_probabilities():
+    r = runner(Always())
+    assert ask(r)[0].logp is not None  # RLlib's configs explore unless told otherwise
+    assert r.sample(explore=False)[0].logp is None
+    assert r.sample(random_actions=True)[0].logp is None
+    assert ask(r, beta=0.5)[0].logp is None
+
+
 def test_labels_are_there_when_waited_for():
     r = runner(Always(0))
     (rollout,) = ask(r, weights=weights(1), label=True, wait=True)

@@ -9,7 +9,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from actors.collect import Collector, label
+from actors.collect import Collector, label, with_logp
+from actors.forward import actor, forward_of
 from expert_oracle.loading import OracleSpec
 from learner.learner import MethodLearner, minibatches
 from learner.methods import make_method
@@ -54,6 +55,14 @@ def rollouts(
     return [label(rollout, OracleSpec(oracle, {}).build(), space) if oracle else rollout]
 
 
+def own_rollouts(learner, steps=64, envs=4, *, round=0) -> list[Any]:
+    """Rollouts that the learner's policy sampled."""
+    collector = Collector(CARTPOLE, envs, reproducible=True)
+    forward, space = forward_of(learner.policy), collector.envs.action_space
+    act = actor(forward, space, explore=True, rng=np.random.default_rng(round))
+    return [with_logp(collector.collect(act, steps, round=round), forward, space)]
+
+
 def test_dagger_stores_what_it_learns_from_once(tmp_path):
     learner = make_learner(tmp_path)
     taken = rollouts()
@@ -86,29 +95,43 @@ def test_observation_moments_are_those_of_the_dataset(tmp_path):
 
 def test_ppo_freezes_the_moments_that_its_rollouts_were_made_with(tmp_path):
     learner = make_learner(tmp_path, "ppo")
-    taken = rollouts(oracle=None)
+    taken = own_rollouts(learner)
     learner.update(taken, key="round-0", seed=0, env_steps=256)
     norm = learner.policy.encoder.leaves[0].norm
     assert float(norm.count) == 256
-    columns = learner.method.label(taken[0], learner)
-    params = learner.policy.policy(columns["obs"])
-    assert columns["logp"].shape == (256,)
     figures = learner.update(taken, key="round-1", seed=1, env_steps=512)
     assert float(norm.count) == 512
-    assert params.shape == (256, 2)
     assert figures["kl"] >= 0
+
+
+def test_ppo_compares_with_the_policy_that_acted_not_with_the_present_one(tmp_path):
+    learner = make_learner(tmp_path, "ppo")
+    taken = own_rollouts(learner)
+    columns = learner.method.label(taken[0], learner)
+    np.testing.assert_array_equal(columns["logp"], taken[0].logp.reshape(-1))
+    assert float(learner.method.loss(learner.policy, columns)[1]["kl"]) == pytest.approx(0, abs=1e-6)
+    learner.update(taken, key="round-0", seed=0, env_steps=256)
+    late = learner.method.label(taken[0], learner)  # as an asynchronous runner's rollout
+    np.testing.assert_array_equal(late["logp"], columns["logp"])
+    assert float(learner.method.loss(learner.policy, late)[1]["kl"]) > 1e-6
+
+
+def test_ppo_refuses_rollouts_whose_actions_nobody_drew(tmp_path):
+    learner = make_learner(tmp_path, "ppo")
+    with pytest.raises(TrainingError, match=r"runner 0 in round 0 has no log-probabilities.*explore=True"):
+        learner.update(rollouts(oracle=None), key="round-0", seed=0, env_steps=256)
 
 
 def test_states_round_trip(tmp_path):
     learner = make_learner(tmp_path / "a", "ppo")
-    learner.update(rollouts(oracle=None), key="round-0", seed=0, env_steps=256)
+    learner.update(own_rollouts(learner), key="round-0", seed=0, env_steps=256)
     other = make_learner(tmp_path / "b", "ppo")
     other.set_state(learner.get_state())
     assert other.reward_scale.std == learner.reward_scale.std
     for a, b in zip(learner.policy.state_dict().values(), other.policy.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
     learner.reward_scale.carried.clear()  # a restored trainer begins new episodes
-    taken = rollouts(oracle=None, round=1)
+    taken = own_rollouts(learner, round=1)
     for each in (learner, other):
         each.update(taken, key="round-1", seed=1, env_steps=512)
     for a, b in zip(learner.policy.parameters(), other.policy.parameters(), strict=True):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.policy import MLPPolicy, distribution_of, mode, sample
+from learner import losses
+from tutelage.policy import MLPPolicy, distribution_of, log_prob, mode, sample
 
 N = 20_000
 
@@ -54,6 +55,25 @@ def drawn(params, distribution, nvec=()):
 
 def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "nvec"),
+    [("gaussian", ()), ("categorical", ()), ("multi_categorical", (3, 5)), ("bernoulli", ())],
+)
+def test_log_probabilities_are_those_of_the_losses(distribution, nvec):
+    rng = np.random.default_rng(0)
+    params = 3 * rng.standard_normal((50, 8), np.float32)
+    actions = sample(params, distribution, rng, nvec)
+    expected = losses.log_prob(torch.from_numpy(params), torch.from_numpy(actions), distribution, nvec)
+    logp = log_prob(params, actions, distribution, nvec)
+    assert logp.shape == (50,)
+    np.testing.assert_allclose(logp, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_log_probabilities_of_large_logits_are_finite():
+    assert log_prob(np.array([[1e4, 0.0]], np.float32), np.array([1]), "categorical") == -1e4
+    assert log_prob(np.array([[1e4, -1e4]], np.float32), np.array([[0, 0]]), "bernoulli") == -1e4
 
 
 def test_categorical_draws_follow_the_softmax():

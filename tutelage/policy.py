@@ -8,6 +8,7 @@ MultiBinary [N, n] logits of a one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,8 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # in place
 }
 
 Distribution = Literal["gaussian", "categorical", "multi_categorical", "bernoulli"]
+
+LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,29 @@ def sample(
         case "bernoulli":
             logistic = log_exponential(rng, params.shape) - log_exponential(rng, params.shape)
             return (params + logistic > 0).astype(np.int8)
+
+
+def log_prob(params: Array, actions: Array, distribution: Distribution, nvec: Sequence[int] = ()) -> Array:
+    """log π(a|s) [N] of `actions` [N, ...] under `params` [N, P], summed over an action's components."""
+    match distribution:
+        case "gaussian":
+            mean, log_std = np.split(params, 2, axis=-1)
+            z = (actions - mean) * np.exp(-log_std)
+            return (-0.5 * (z * z + LOG_2PI) - log_std).sum(-1)
+        case "categorical":
+            return categorical_log_prob(params, actions)
+        case "multi_categorical":
+            parts = split_logits(params, nvec)
+            return np.sum([categorical_log_prob(part, actions[:, i]) for i, part in enumerate(parts)], axis=0)
+        case "bernoulli":
+            return (params * actions - np.logaddexp(0, params)).sum(-1)
+
+
+def categorical_log_prob(logits: Array, actions: Array) -> Array:
+    """log softmax(`logits` [N, n]) [N] at `actions` [N]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, actions[:, None].astype(np.int64), axis=-1)[:, 0]
+    return chosen - np.log(np.exp(shifted).sum(-1))
 
 
 def log_exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

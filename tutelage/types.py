@@ -99,13 +99,14 @@ class Rollout:
     expert_actions: Tree | None = None  # [T, B, ...] what the expert would do in obs[t]; None: not asked
     by_expert: Array | None = None  # [T, B] bool, the executed action is the expert's; None: never
     valid: Array | None = None  # [T, B] bool, False where a vector env spent the row on a reset; None: all
+    logp: Array | None = None  # [T, B] float32, of `actions` under the policy that drew them; None: not drawn
 
     def __post_init__(self) -> None:
         T, B = self.rewards.shape
         check_leading("obs", self.obs, T + 1, B)
         check_leading("final_obs", self.final_obs, len(self.final_t))
         check_leading("final_b", self.final_b, len(self.final_t))
-        for name in ("actions", "terminated", "truncated", "expert_actions", "by_expert", "valid"):
+        for name in ("actions", "terminated", "truncated", "expert_actions", "by_expert", "valid", "logp"):
             value = getattr(self, name)
             if value is not None:
                 check_leading(name, value, T, B)
@@ -188,14 +189,6 @@ class Answer:
     answered_at: float  # seconds since the epoch
     side_shown: tuple[int, ...] = ()  # order in which the options were shown
     cannot_tell: bool = False  # then `value` does not count
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One version of a policy's weights. Made by: learner. Eaten by: runners."""
-
-    version: int
-    arrays: Mapping[str, Array]
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ class Policy(Protocol):
 
 
 class Critic(Protocol):
-    """What `label` may ask of the learner: predictions without gradients, rewards on a common scale."""
+    """What `label` may ask of the learner: values without gradients, rewards on a common scale."""
 
-    def predict(self, obs: Tree, *, leading: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Distribution parameters [*leading, P] and values [*leading] of observations [*leading, ...]."""
+    def values(self, obs: Tree, *, leading: tuple[int, ...]) -> Tensor:
+        """Values [*leading] of observations [*leading, ...]."""
         ...
 
     def scale_rewards(self, rollout: Rollout, gamma: float) -> Tensor:
@@ -54,11 +54,8 @@ class Critic(Protocol):
         ...
 
     def tensor(self, array: Array) -> Tensor:
-        """A copy of `array` on the learner's device."""
+        """`array` on the learner's device."""
         ...
-
-    @property
-    def policy(self) -> Policy: ...
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ matter on MuJoCo (Engstrom et al., 2020; Andrychowicz et al., 2021), all here: o
 running moments, rewards divided by the running standard deviation of the discounted return, advantages
 normalised per minibatch, orthogonal weights, small last layer, actions clipped only at the environment.
 
-Departures: observation moments are frozen while rollouts are collected and learned from, so that the old
-log-probabilities are those of the policy that acted; a time limit is bootstrapped from the final observation.
+Departures: log π_old comes with the rollouts, from the runner whose policy drew the actions, so the ratio is
+right for rollouts of an older policy too; observation moments are frozen while rollouts are learned from,
+but for the first ones; a time limit is bootstrapped from the final observation.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from learner.losses import approximate_kl, clipped_surrogate, entropy, generalized_advantages, log_prob
 from learner.methods._base import Columns, Critic, Method, Policy, each
+from tutelage.errors import TrainingError
 from tutelage.types import Rollout
 
 
@@ -40,17 +42,19 @@ class PPO(Method):
     normalise_advantages: bool = True
 
     def label(self, rollout: Rollout, critic: Critic) -> Columns:
+        if rollout.logp is None:
+            origin = rollout.provenance
+            raise TrainingError(
+                f"the rollout of runner {origin.runner} in round {origin.round} has no log-probabilities of "
+                "its actions; PPO learns from rollouts that its policy sampled (explore=True, beta=0)"
+            )
         T, B = rollout.shape
-        params, values = critic.predict(rollout.obs, leading=(T + 1, B))
+        values = critic.values(rollout.obs, leading=(T + 1, B))
         advantages = self.advantages(rollout, critic, values)
-        actions = each(lambda leaf: critic.tensor(leaf), rollout.actions)
-        logp = log_prob(
-            params[:-1].flatten(0, 1), actions.flatten(0, 1), critic.policy.distribution, critic.policy.nvec
-        )
         columns = {
             "obs": each(lambda leaf: critic.tensor(leaf[:-1]), rollout.obs),
-            "actions": actions,
-            "logp": logp.unflatten(0, (T, B)),
+            "actions": critic.tensor(rollout.actions),
+            "logp": critic.tensor(rollout.logp),
             "advantages": advantages,
             "returns": advantages + values[:-1],
         }
@@ -67,10 +71,8 @@ class PPO(Method):
             rewards = critic.tensor(rollout.rewards)
         next_values = values[1:].clone()
         if len(rollout.final_t):
-            final_values = critic.predict(rollout.final_obs, leading=(len(rollout.final_t),))[1]
-            next_values[critic.tensor(rollout.final_t).long(), critic.tensor(rollout.final_b).long()] = (
-                final_values
-            )
+            final = critic.tensor(rollout.final_t).long(), critic.tensor(rollout.final_b).long()
+            next_values[final] = critic.values(rollout.final_obs, leading=(len(rollout.final_t),))
         terminated = critic.tensor(rollout.terminated)
         ends = terminated | critic.tensor(rollout.truncated)
         return generalized_advantages(
