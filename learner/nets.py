@@ -56,12 +56,14 @@ class ObservationNorm(nn.Module):
     """(x − mean) / std over all that was seen, clipped to ± OBS_CLIP. The moments travel with the weights."""
 
     mean: Tensor
-    std: Tensor
+    var: Tensor
+    std: Tensor  # of `var`, but 1 where a feature hardly varies
     count: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
         self.register_buffer("std", torch.ones(size))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
@@ -73,7 +75,8 @@ class ObservationNorm(nn.Module):
         """Use these moments; features that hardly vary are only shifted."""
         self.count.fill_(count)
         self.mean.copy_(mean)
-        std = var.clamp(min=0).sqrt()
+        self.var.copy_(var.clamp(min=0))
+        std = self.var.sqrt()
         self.std.copy_(torch.where(std > 1e-4, std, torch.ones_like(std)))
 
     @torch.no_grad()
@@ -85,7 +88,7 @@ class ObservationNorm(nn.Module):
             return self.set(n, mean, var)
         total = old + n
         delta = mean - self.mean
-        merged = (self.std.double() ** 2 * old + var * n + delta**2 * old * n / total) / total
+        merged = (self.var.double() * old + var * n + delta**2 * old * n / total) / total
         self.set(total, self.mean + delta * n / total, merged)
 
 

@@ -94,13 +94,24 @@ def test_running_moments_are_those_of_all_data_and_travel_with_the_weights():
     whole = np.concatenate(parts)
     np.testing.assert_allclose(norm.mean.numpy(), whole.mean(0), rtol=1e-4)
     np.testing.assert_allclose(norm.std.numpy(), whole.std(0), rtol=1e-3)
-    assert set(norm.state_dict()) == {"mean", "std", "count"}
+    assert set(norm.state_dict()) == {"mean", "var", "std", "count"}
 
 
 def test_a_constant_feature_is_not_blown_up():
     norm = ObservationNorm(1)
     norm.merge(torch.full((10, 1), 7.0))
     assert norm(torch.tensor([[7.0], [7.5]])).flatten().tolist() == [0.0, 0.5]
+
+
+def test_the_variance_of_a_feature_that_hardly_varies_is_not_lost():
+    x = torch.tensor([[0.0], [1e-5]]).repeat(500, 1)
+    norm = ObservationNorm(1)
+    for part in x.split(100):
+        norm.merge(part)
+    assert norm.var.item() == pytest.approx(x.double().var(unbiased=False).item(), rel=1e-3)
+    assert norm.std.item() == 1
+    norm.merge(torch.tensor([[-1.0], [1.0]]).repeat(500, 1))
+    assert norm.std.item() == pytest.approx(0.5**0.5, rel=1e-3)
 
 
 def test_log_std_stays_in_its_range():
