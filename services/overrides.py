@@ -10,25 +10,18 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from services.sections import SECTIONS, no_effect
 from tutelage.errors import ConfigError
 from tutelage.plugins import did_you_mean, load
 
 PRESETS = Path(__file__).parent / "presets"
-
-SECTIONS = (
-    *("environment", "env_runners", "expert", "method", "collection", "training", "learners", "rl_module"),
-    *("evaluation", "run"),
-    *("fault_tolerance", "checkpointing", "reporting", "debugging", "resources", "framework", "callbacks"),
-    *("experimental", "stop", "tune"),
-)
-"""Fluent methods of `TrainerConfig`, and `stop` (criteria), `run` (what is measured), `tune` (seeds)."""
 
 SHORTHANDS = {"seed": "debugging.seed", "seeds": "tune.seeds"}
 
@@ -118,6 +111,8 @@ def _sections(parsed: Any, where: str) -> Config:
 
 
 def _check_section(name: str, where: str) -> None:
+    if why := no_effect(name):
+        raise ConfigError(f"{where}: section {name}: {why}")
     if name not in SECTIONS:
         raise ConfigError(f"{where}: unknown section {name!r}{did_you_mean(name, SECTIONS)}")
 
@@ -165,26 +160,61 @@ def _merge(config: dict[str, Any], path: Sequence[str], value: Any) -> None:
         config[last] = value
 
 
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], parents: str = "") -> list[str]:
+    """Dotted names of the values in which two configurations differ."""
+    names = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and (old or new):
+            names += changed_keys(old or {}, new or {}, f"{parents}{key}.")
+        elif old != new:
+            names.append(f"{parents}{key}")
+    return names
+
+
+def key_values(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["path=experts/hopper", "n=3"]` as a dict; values are YAML."""
+    pairs = [argument.partition("=") for argument in arguments]
+    for key, separator, _ in pairs:
+        if not separator:
+            raise ConfigError(f"{key!r} is not of the form KEY=VALUE")
+    return {key: _parse(value, key) for key, _, value in pairs}
+
+
 # Checks against signatures
 
 
-def check_arguments(section: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_arguments(
+    section: str, function: Callable[..., Any], given: Mapping[str, Any], only: Sequence[str] | None = None
+) -> dict[str, Any]:
     """`given`, converted to the types that `function` expects: a fluent method, a dataclass, any callable.
 
-    For a bound method that takes **kwargs, the methods that it overrides count too. Raises ConfigError for an
-    unknown key, naming the nearest known one, and for a wrong type. A type that is not understood passes.
+    For a bound method that takes **kwargs, the methods that it overrides count too. Raises ConfigError for a
+    key that is unknown, or not among `only`, naming the nearest known one, and for a wrong type. A type that
+    is not understood passes.
     """
-    known = _parameters(function)
+    taken = _parameters(function)
+    known = taken if only is None else {key: taken[key] for key in only}
     checked = {}
     for key, value in given.items():
         if key not in known:
-            raise ConfigError(f"{section}.{key}: unknown key{did_you_mean(key, known)}")
+            raise ConfigError(f"{section}.{key}: {_why_refused(f'{section}.{key}', taken, known)}")
         try:
             checked[key] = _convert(value, known[key])
         except _WrongTypeError:
             expected = _describe(known[key])
             raise ConfigError(f"{section}.{key}: expected {expected}, got {value!r}") from None
     return checked
+
+
+def _why_refused(name: str, taken: Iterable[str], known: Iterable[str]) -> str:
+    """Why a `section.key` is not among the `known` ones of those that RLlib's method has `taken`."""
+    section, _, key = name.partition(".")
+    if why := no_effect(name):
+        return why
+    if key in taken:
+        return f"RLlib's setting has no effect here; those of {section} that have: {', '.join(known)}"
+    return f"unknown key{did_you_mean(key, known)}"
 
 
 class _WrongTypeError(Exception):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
+SEEDS = "seeds.yaml"  # makes a folder an experiment of several runs, `seed-0` and up
 
 Metrics = Mapping[str, Any]  # values: int, float, str, lists of them, None
 
@@ -99,18 +100,10 @@ class RunDirectory:
     def create(cls, path: Path | str, config: Mapping[str, Mapping[str, Any]]) -> RunDirectory:
         """Begin a run in a new or empty folder. Raises ConfigError, leaving nothing behind, for others."""
         path, text = Path(path), to_yaml(config)
+        existed = path.exists()
+        run = cls(path, lock=take_folder(path), discard=not existed)
         try:
-            _refuse_taken(path)
-            existed = path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, lock=_take_lock(path), discard=not existed)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write a run to {path}: {error.strerror}; choose another --run"
-            ) from None
-        try:
-            _refuse_taken(path)  # another process may have begun before the lock was ours
-            _write(path / CONFIG, text)
+            write(path / CONFIG, text)
         except BaseException as error:
             run.__exit__(type(error), error, error.__traceback__)
             raise
@@ -126,7 +119,7 @@ class RunDirectory:
     def resume(cls, path: Path | str) -> RunDirectory:
         """A run to go on with, what a kill left half-written cleaned up. ConfigError if it is in use."""
         run = cls.open(path)
-        run._lock = _take_lock(run.path)
+        run._lock = take_lock(run.path)
         run._tidy()
         return run
 
@@ -135,8 +128,11 @@ class RunDirectory:
     def config(self) -> Config:
         return yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
 
+    def write_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        write(self.path / CONFIG, to_yaml(config))
+
     def write_summary(self, summary: Metrics) -> None:
-        _write(self.path / SUMMARY, json.dumps(_plain(summary), indent=2) + "\n")
+        write_json(self.path / SUMMARY, summary)
 
     def read_summary(self) -> dict[str, Any]:
         """Empty while the run has not ended."""
@@ -166,7 +162,7 @@ class RunDirectory:
         """Forget metrics of later rounds than `round`, the one that the resumed checkpoint holds."""
         kept = [line for line in self.metrics() if line.get("round", 0) <= round]
         self._close_writers()
-        _write(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        write(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._writer(first_step=kept[-1]["step"] + 1 if kept else 0)
 
     def _writer(self, first_step: int) -> SummaryWriter:
@@ -261,10 +257,27 @@ class RunDirectory:
         self.close()
 
 
+def take_folder(path: Path) -> TextIO:
+    """Make a folder for something new and hold its lock. ConfigError if it is taken or cannot be written."""
+    try:
+        _refuse_taken(path)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write a run to {path}: {error.strerror}; choose another --run") from None
+    try:
+        _refuse_taken(path)  # another process may have begun before the lock was ours
+    except ConfigError:
+        lock.close()
+        raise
+    return lock
+
+
 def _refuse_taken(path: Path) -> None:
-    if is_run(path):
+    if is_run(path) or (path / SEEDS).is_file():
+        what = "a run" if is_run(path) else "an experiment of several seeds"
         raise ConfigError(
-            f"{path} is already a run; go on with `tutelage resume {path}` or choose another --run"
+            f"{path} is already {what}; go on with `tutelage resume {path}` or choose another --run"
         )
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; choose another --run")
@@ -272,8 +285,8 @@ def _refuse_taken(path: Path) -> None:
         raise ConfigError(f"{path} is a folder with other things in it; choose another --run")
 
 
-def _take_lock(path: Path) -> TextIO:
-    """The operating system drops the lock with the process, however that ends."""
+def take_lock(path: Path) -> TextIO:
+    """Hold a folder until the file is closed, or the process ends, however. ConfigError if another does."""
     file = (path / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -298,7 +311,12 @@ def _open_whole_lines(path: Path) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def _write(path: Path, text: str) -> None:
+def write_json(path: Path, values: Metrics) -> None:
+    """Replace a file by these values; those that JSON has no words for become null."""
+    write(path, json.dumps(_plain(values), indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
     """Replace a file at once: readers see the old one or the new one."""
     fresh = path.with_name(f".{path.name}.new")
     with fresh.open("w", encoding="utf-8") as file:

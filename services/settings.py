@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tree
 
-from actors.environments import make_env
+from actors.environments import columns, leaf_spaces, make_env
 from expert_oracle.loading import checked
+from learner.dataset import Dataset
+from learner.demonstrations import load_demonstrations
 from learner.methods import method_class
-from services.overrides import SECTIONS, check_arguments
+from services.overrides import check_arguments
 from services.run_directory import RunDirectory
+from services.sections import OURS, RLLIB, positive, whole
 from services.trainer import TrainerConfig
-from tutelage.errors import ConfigError
-from tutelage.types import Tree
+from tutelage.errors import ConfigError, DatasetError
+from tutelage.types import Demonstrations, Tree
 
 Sections = Mapping[str, Mapping[str, Any]]
-FLUENT = tuple(section for section in SECTIONS if section not in ("stop", "run", "tune"))
+FLUENT = (*RLLIB, *(section for section in OURS if section not in ("method", "run", "stop", "tune")))
 
 
 @dataclass(frozen=True)
 class Stop:
-    """When a run ends: at the first of these. The section `stop`."""
+    """When a run ends: at the first of these, without any by Ctrl-C. The section `stop`."""
 
     rounds: int | None = None
     env_steps: int | None = None
@@ -32,6 +37,11 @@ class Stop:
     validation_return: float | None = None  # mean return on the validation seeds
     expert_fraction: float | None = None  # of the expert's return, by the validation return
     wall_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "env_steps", "expert_labels", "expert_fraction", "wall_s"):
+            if getattr(self, name) is not None:
+                positive(f"stop.{name}", getattr(self, name))
 
     def reached(self, figures: Mapping[str, Any], expert_return: float | None) -> str | None:
         """The criterion that is met, as `name=value`."""
@@ -64,12 +74,22 @@ class RunSettings:
     episodes: int = 50  # by which the result is measured, on seeds that no policy was chosen by
     baselines: bool = True  # measure the expert and a random policy on the same seeds
 
+    def __post_init__(self) -> None:
+        whole("run.episodes", self.episodes, 1)
+        whole("run.keep_checkpoints", self.keep_checkpoints, 1)
+        if not self.checkpoint_every_s >= 0:
+            raise ConfigError(f"run.checkpoint_every_s: expected at least 0, got {self.checkpoint_every_s}")
+
 
 @dataclass(frozen=True)
 class TuneSettings:
     """Several runs of one configuration. The section `tune`."""
 
     seeds: int | None = None  # train this many seeds, 0 and up; None: only debugging.seed
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None:
+            whole("tune.seeds", self.seeds, 1)
 
 
 def build_config(sections: Sections, run: RunDirectory | None = None) -> TrainerConfig:
@@ -81,9 +101,9 @@ def build_config(sections: Sections, run: RunDirectory | None = None) -> Trainer
     name = method.pop("name")
     config.method(name, **check_arguments("method", method_class(name), method))
     for section in FLUENT:
-        if section != "method" and sections.get(section):
+        if sections.get(section):
             fluent = getattr(config, section)
-            arguments = check_arguments(section, fluent, sections[section])
+            arguments = check_arguments(section, fluent, sections[section], RLLIB.get(section))
             try:
                 fluent(**arguments)
             except ValueError as error:  # RLlib's own checks
@@ -99,19 +119,21 @@ def settings_of(cls: type, section: str, sections: Sections) -> Any:
 def preflight(sections: Sections) -> TrainerConfig:
     """Find what is wrong with a configuration before anything is written or started.
 
-    Makes the environment, connects to the expert and asks it about one state. Raises TutelageError.
+    Makes the environment, looks at the demonstrations, asks the expert about one state. Raises TutelageError.
     """
     config = build_config(sections)
-    settings_of(Stop, "stop", sections)
-    settings_of(RunSettings, "run", sections)
+    stop, run = settings_of(Stop, "stop", sections), settings_of(RunSettings, "run", sections)
     settings_of(TuneSettings, "tune", sections)
     try:
         config.copy(copy_frozen=False).validate()
     except ValueError as error:  # RLlib's own checks
         raise ConfigError(" ".join(str(error).split())) from None
+    check_reachable(stop, run, config)
     env = make_env(config.env_recipe())
     try:
         obs, _ = env.reset(seed=0)
+        if demonstrations := config.demonstrations():
+            check_demonstrations(demonstrations, env)
         if config.oracle_spec is not None:
             expert = checked(
                 config.oracle_spec.build(), env.observation_space, env.action_space, config.oracle_spec.oracle
@@ -121,6 +143,72 @@ def preflight(sections: Sections) -> TrainerConfig:
     finally:
         env.close()
     return config
+
+
+def check_reachable(stop: Stop, run: RunSettings, config: TrainerConfig) -> None:
+    """Raise ConfigError for a criterion that this run could never meet."""
+    asks = config.learning_method is not None and config.learning_method.asks
+    alone, unvalidated = config.oracle_spec is None, config.evaluation_interval is None
+    never = (
+        ("expert_fraction", alone, "there is no expert; set expert.oracle"),
+        ("expert_fraction", not run.baselines, "the expert is not measured; set run.baselines=true"),
+        ("expert_fraction", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
+        ("validation_return", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
+        ("expert_labels", alone or not asks, "no expert is asked; use another stop, as stop.rounds"),
+        ("env_steps", alone and asks, "without an expert nothing is collected; use another, as stop.rounds"),
+    )
+    for name, holds, why in never:
+        if holds and getattr(stop, name) is not None:
+            raise ConfigError(f"stop.{name} can never be reached: {why}, and stop.{name}=null")
+
+
+def check_demonstrations(path: str, env: gym.Env) -> None:
+    """Raise ConfigError unless these demonstrations can be read and are those of such an environment."""
+    try:
+        sample = some_demonstrations(Path(path).expanduser())
+    except DatasetError as error:
+        raise ConfigError(f"method.demonstrations: {error}") from None
+    for what, rows, space in (
+        ("observations", sample.obs, env.observation_space),
+        ("actions", sample.actions, env.action_space),
+    ):
+        got, expected = kinds(rows), kinds(columns(space, 1))
+        if got != expected:
+            raise ConfigError(
+                f"method.demonstrations: {path} has {what} {in_words(got)}, "
+                f"the environment's are {in_words(expected)}"
+            )
+    for leaf, space in zip(tree.flatten(sample.actions), leaf_spaces(env.action_space), strict=True):
+        options = getattr(space, "nvec", getattr(space, "n", np.inf))
+        if leaf.dtype.kind in "iu" and not ((leaf >= 0) & (leaf < options)).all():
+            raise ConfigError(f"method.demonstrations: {path} has actions outside {space}")
+
+
+def some_demonstrations(path: Path) -> Demonstrations:
+    """All that a file holds; of a dataset, which may be larger than the memory, the first row."""
+    if not path.is_dir():
+        return load_demonstrations(path)
+    folder = path / "dataset" if (path / "dataset").is_dir() else path
+    row = Dataset(folder, writable=False).take(np.zeros(1, np.int64))
+    return Demonstrations(row["obs"], row["actions"], source=str(path))
+
+
+Kinds = Mapping[tuple[Any, ...], tuple[str, tuple[int, ...]]]
+
+
+def kinds(rows: Tree) -> Kinds:
+    """By the path of each leaf [N, ...]: whether it holds floats or integers, and the shape of a row."""
+    words = {"f": "float", "i": "int", "u": "int", "b": "bool"}
+    return {
+        path: (words.get(leaf.dtype.kind, str(leaf.dtype)), leaf.shape[1:])
+        for path, leaf in tree.flatten_with_path(rows)
+    }
+
+
+def in_words(kinds: Kinds) -> str:
+    """`float(11,)`, and for nested ones `joints: float(7,), camera: int(64, 64, 3)`."""
+    named = {".".join(map(str, path)): f"{kind}{shape}" for path, (kind, shape) in kinds.items()}
+    return ", ".join(f"{name}: {words}" if name else words for name, words in named.items())
 
 
 def batch_of_one(obs: Tree) -> Tree:

@@ -30,6 +30,7 @@ from learner.nets import PolicyModule, model_config, save_module
 from services.fleet import Collected, Fleet, Reference, Who
 from services.report import mean_ci95
 from services.run_directory import RunDirectory
+from services.sections import check_effects, check_numbers
 from tutelage.errors import ConfigError
 from tutelage.types import Array, EnvRecipe, SampleRequest
 
@@ -153,6 +154,10 @@ class TrainerConfig(AlgorithmConfig):
         backend = str(self.gym_env_vectorize_mode or "sync").rsplit(".", 1)[-1].lower()
         return EnvRecipe(id=str(self.env), kwargs=dict(self.env_config or {}), backend=backend)  # type: ignore[arg-type]
 
+    def demonstrations(self) -> str | None:
+        """The file or folder that the method learns from besides, if any."""
+        return getattr(self.learning_method, "demonstrations", None)
+
     def steps_per_fragment(self) -> int:
         """Environment steps that one runner makes for one request."""
         return self.num_envs_per_env_runner * int(self.rollout_fragment_length)
@@ -176,32 +181,17 @@ class TrainerConfig(AlgorithmConfig):
             raise ConfigError("method.name is missing; known methods: see `tutelage train --help`")
         if self.env is None:
             raise ConfigError("environment.env is missing, e.g. environment.env=CartPole-v1")
-        if self.learning_method.asks and self.oracle_spec is None and not self._has_demonstrations():
+        if self.learning_method.asks and self.oracle_spec is None and not self.demonstrations():
             raise ConfigError(f"method {self.method_name} needs an expert; set expert.oracle")
         if self.asynchronous and self.num_env_runners == 0 and not self.in_evaluation:
             raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
-        for name in (
-            "rollout_fragment_length",
-            "num_envs_per_env_runner",
-            "evaluation_duration",
-            "label_batch",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: expected a positive whole number, got {value!r}")
-        if self.max_version_lag < 1 or self.max_unlabelled < 0:
-            raise ConfigError(
-                "collection.max_version_lag must be at least 1, expert.max_unlabelled at least 0"
-            )
-        if self.seed is not None and self.seed < 0:
-            raise ConfigError(f"debugging.seed: expected a number of at least 0, got {self.seed}")
+        if not self.in_evaluation:  # where RLlib itself sets some
+            check_effects(self, TrainerConfig())
+        check_numbers(self)
         for i in range(100):
             self.learning_method.beta_at(i)
         model_config({k: v for k, v in (self.model_config or {}).items() if k != "value"})
         super().validate()
-
-    def _has_demonstrations(self) -> bool:
-        return bool(getattr(self.learning_method, "demonstrations", None))
 
 
 class Trainer(Algorithm):
