@@ -74,40 +74,67 @@ class Fleet:
     def collect(self, request: SampleRequest, *, explore: bool) -> list[Collected]:
         """A fragment from each runner; the healthy ones make those of the others too.
 
-        Raises OracleError if an expert failed, TrainingError if no runner is left.
+        Raises OracleError if an expert failed (what else arrived waits for `drain`), TrainingError if no
+        runner is left.
         """
         call = partial(sample, request=request, explore=explore, by_reference=self.by_reference)
-        collected: list[Collected] = []
-        while (missing := len(self) - len(collected)) > 0:
-            collected += self._until_some(lambda missing=missing: usable(self._each(call, missing)))
-        return collected
+        while (missing := len(self) - len(self.arrived)) > 0:
+            self._take(self._until_some(lambda missing=missing: self._each(call, missing)))
+        return self._hand_out()
 
     def collect_asynchronously(self, request: SampleRequest, *, explore: bool) -> list[Collected]:
         """As many steps as one fragment of each runner, of whatever has arrived, whoever it came from.
 
         Idle runners are set to work with `request` at once. A runner that acts with a policy
-        `max_version_lag` updates old is waited for.
+        `max_version_lag` updates old is waited for, and meanwhile nobody runs further ahead.
         """
         call = partial(sample, request=request, explore=explore, by_reference=self.by_reference)
-        collected = self._until_some(lambda: self._gather(call, request.version))
-        self.arrived = []
+        self._until_some(lambda: self._gather(call, request.version))
+        return self._hand_out()
+
+    def drain(self) -> list[Collected]:
+        """Whatever was collected and not handed out, with its labels, once nothing is under way any more.
+
+        What an expert fails to label is left out; the others' labels are kept.
+        """
+        finish = partial(finished, by_reference=self.by_reference)
+        rest = list(self._each(finish, len(self)))
+        rest += [result for _, result in self.group.fetch_ready_async_reqs(tags="sample")]
+        self.in_flight.clear()
+        self.arrived += [one for part in rest for one in part if not isinstance(one, Failure)]
+        return self._hand_out()
+
+    def _take(self, results: Sequence[Sequence[Any]]) -> None:
+        """Keep the rollouts among what runners answered; then raise OracleError if an expert failed."""
+        flat = [result for part in results for result in part]
+        self.arrived += [one for one in flat if not isinstance(one, Failure)]
+        for one in flat:
+            if isinstance(one, Failure):
+                raise OracleError(one.error)
+
+    def _hand_out(self) -> list[Collected]:
+        collected, self.arrived = self.arrived, []
         return collected
 
-    def _gather(self, call: Callable[[Any], Any], version: int) -> list[Collected]:
-        for actor, result in self.group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.1):
+    def _gather(self, call: Callable[[Any], Any], version: int) -> bool:
+        """Take what is ready, set idle runners to work; whether there is enough to learn from."""
+        ready = self.group.fetch_ready_async_reqs(tags="sample", timeout_seconds=0.1)
+        for actor, _ in ready:
             self.in_flight.pop(actor, None)
-            self.arrived += usable([result])
+        self._take([result for _, result in ready])
         if self.restarts != (restarts := self.group.num_remote_worker_restarts()):
             self.in_flight.clear()  # some went with their runner; RLlib drops what is sent to a busy one
             self.restarts = restarts
         healthy = set(self.group.healthy_env_runner_ids())
         self.in_flight = {actor: v for actor, v in self.in_flight.items() if actor in healthy}
+        enough = sum(one.env_steps() for one in self.arrived) >= len(self) * self.steps_per_fragment
+        lagging = any(version - v >= self.max_version_lag for v in self.in_flight.values())
+        if enough and lagging:
+            return False
         if idle := sorted(healthy - set(self.in_flight)):
             self.group.foreach_env_runner_async(call, tag="sample", remote_worker_ids=idle)
             self.in_flight |= dict.fromkeys(idle, version)
-        enough = sum(one.env_steps() for one in self.arrived) >= len(self) * self.steps_per_fragment
-        lagging = any(version - v >= self.max_version_lag for v in self.in_flight.values())
-        return self.arrived if enough and not lagging else []
+        return enough
 
     def _each(self, call: Callable[[Any], Any], at_most: int) -> list[Any]:
         """What `at_most` healthy runners answer; fewer if some die meanwhile."""
@@ -160,11 +187,20 @@ class Fleet:
 
     # Size
 
-    def scale(self, runners: int) -> None:
-        """Have so many runners from now on; the newest leave first."""
+    def scale(self, runners: int, cpus_per_runner: float) -> None:
+        """Have so many runners from now on; the newest leave first.
+
+        Raises ConfigError where the cluster has no room for them: to wait for it would stop the run.
+        """
         if runners < 1 or self.local:
             raise ConfigError("env_runners.num_env_runners can change only among numbers of at least 1")
         ids = sorted(self.group._worker_manager.actor_ids())
+        room = ray.available_resources().get("CPU", 0.0)
+        if (runners - len(ids)) * cpus_per_runner > room:
+            raise ConfigError(
+                f"no room for {runners} env runners: {len(ids)} run, {room:g} CPUs are free and one takes "
+                f"{cpus_per_runner:g}; add nodes to the cluster first"
+            )
         for actor in ids[runners:]:
             ray.kill(self.group._worker_manager.remove_actor(actor))
             self.in_flight.pop(actor, None)
@@ -183,7 +219,14 @@ def sample(
         results = runner.sample(request=request, explore=explore)
     except Exception as error:
         return [failure(runner, error)]
-    return [refer(result) if by_reference and isinstance(result, Rollout) else result for result in results]
+    return [refer(one) if by_reference and isinstance(one, Rollout) else one for one in results]
+
+
+def finished(runner: Any, *, by_reference: bool) -> list[Collected | Failure]:
+    """The rollouts whose labels were still under way, once they have them."""
+    return [
+        refer(one) if by_reference and isinstance(one, Rollout) else one for one in runner.finish_labels()
+    ]
 
 
 def refer(rollout: Rollout) -> Reference:
@@ -208,12 +251,3 @@ def failure(runner: Any, error: Exception) -> Failure:
     return Failure(
         f"env runner {runner.worker_index or 0}: {words}".splitlines()[0], runner.worker_index or 0
     )
-
-
-def usable(results: Sequence[Sequence[Any]]) -> list[Collected]:
-    """The rollouts among what runners answered. Raises OracleError if an expert failed."""
-    flat = [result for part in results for result in part]
-    for result in flat:
-        if isinstance(result, Failure):
-            raise OracleError(result.error)
-    return flat

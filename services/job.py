@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayActorError
 from rich.console import Console
 
 from actors.collect import evaluate
@@ -25,16 +27,21 @@ from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import RunSettings, Sections, Stop, build_config, preflight, settings_of
 from services.trainer import Trainer, TrainerConfig, result_seeds
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, TrainingError
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe
 
 CONTROL = "control.json"  # a request to a run that goes on
-RESTARTS = 3  # of a trainer whose learner died, from the last checkpoint
+RESTARTS = 3  # in a row, of a trainer whose learner died, from the last checkpoint
+SPARE_CPUS = 16  # of a Ray started here, for `tutelage scale`: they are tickets, not cores
 
 
-def start_ray(config: TrainerConfig) -> None:
-    """Join the cluster that RAY_ADDRESS names, else start one here that has room for this job."""
+def start_ray(config: TrainerConfig, *, spare_cpus: int = 0) -> None:
+    """Join the cluster that RAY_ADDRESS names, else start one here that has room for this job.
+
+    A Ray started here listens on the network: it gets a token of its own that dies with this process, unless
+    the environment says otherwise (RAY_AUTH_MODE, RAY_AUTH_TOKEN).
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -43,11 +50,17 @@ def start_ray(config: TrainerConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
         return
-    os.environ.setdefault(
-        "RAY_AUTH_MODE", "disabled"
-    )  # of a cluster started here; set it to "token" on a shared network
-    wanted = config.num_env_runners * (config.num_cpus_per_env_runner or 1) + (config.num_learners or 0) + 1
-    ray.init(num_cpus=max(os.cpu_count() or 1, int(wanted)), include_dashboard=False, **quiet)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    cpus = max(os.cpu_count() or 1, cpus_wanted(config)) + spare_cpus
+    ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+
+
+def cpus_wanted(config: TrainerConfig) -> int:
+    """CPUs that one job takes, its own process included."""
+    per_learner = config.num_cpus_per_learner
+    of_learners = (config.num_learners or 0) * (per_learner if isinstance(per_learner, int | float) else 1)
+    of_runners = config.num_env_runners * (config.num_cpus_per_env_runner or 1)
+    return math.ceil(of_learners + of_runners) + 1
 
 
 class Interruption:
@@ -84,20 +97,21 @@ class Job:
         self.settings: RunSettings = settings_of(RunSettings, "run", sections)
         self.config = build_config(sections, run)
         self.recipe: EnvRecipe = self.config.env_recipe()
-        self.known = baselines_of(run.read_summary())  # baselines measured before an interruption
+        self.before = run.read_summary()  # of an earlier part of this run
+        self.known = self._known_baselines()
         self.trainer: Trainer | None = None
+        self.saved = time.monotonic()  # when the last checkpoint was written
         self.wall_before = float((run.metrics() or [{}])[-1].get("wall_s", 0.0))
 
     def execute(self, progress: Progress) -> dict[str, Any]:
         """Train to the end; the summary."""
         started = time.monotonic()
-        start_ray(self.config)
+        start_ray(self.config, spare_cpus=SPARE_CPUS)
         with Interruption().caught() as interruption:
             try:
                 self.trainer = self._restore_or_build()
                 self._measure_baselines(progress)
                 why = self._train(started, progress, interruption)
-                self._checkpoint()
                 return self._summarise(why, started)
             finally:
                 if self.trainer is not None:
@@ -127,38 +141,55 @@ class Job:
                 returns, _ = self.trainer.measure(seeds, policy)  # type: ignore[arg-type]
                 mean, low, high = report.mean_ci95(returns)
                 self.known |= {key: mean, key.replace("return", "ci95"): [low, high]}
-        self.run.write_summary({**self._facts(), **self.known, "stopped_because": None})
+        self.run.write_summary({**self.before, **self._facts(), **self.known, "stopped_because": None})
 
     def _train(self, started: float, progress: Progress, interruption: Interruption) -> str:
-        restarts, saved = 0, time.monotonic()
+        """Rounds until a criterion or a signal, across deaths of learners; what ended them."""
         (self.run.path / CONTROL).unlink(missing_ok=True)
-        assert self.trainer is not None
-        if why := self.stop.reached(self.trainer.figures, self.known.get("expert_return")):
-            return why
+        deaths = 0
         while True:
-            assert self.trainer is not None
             try:
-                self.trainer.train()
-            except RayError as error:  # a learner is gone: RLlib cannot go on, we can
-                restarts += 1
-                if restarts > RESTARTS:
-                    raise
-                progress.note(f"restarting from the last checkpoint after: {type(error).__name__}")
-                self.trainer.stop()
-                self.trainer = self._restore_or_build()
-                continue
-            figures = self.trainer.figures
-            figures["wall_s"] = self.wall_before + time.monotonic() - started
-            self.run.log(figures, step=figures["env_steps"])
-            progress.update({**figures, "goal": self.stop.goal(self.known.get("expert_return"))})
-            if interruption.signal:
-                return interruption.signal
-            if why := self.stop.reached(figures, self.known.get("expert_return")):
-                return why
-            self._obey_control(progress)
-            if time.monotonic() - saved > self.settings.checkpoint_every_s:
-                self._checkpoint()
-                saved = time.monotonic()
+                if why := interruption.signal or self._reached():
+                    self._finish(progress)
+                    return why
+                self._round(started, progress)
+                deaths = 0
+            except (RayActorError, ObjectLostError) as error:  # a learner is gone: RLlib cannot go on, we can
+                deaths += 1
+                self._go_on_after(error, deaths, progress)
+
+    def _reached(self) -> str | None:
+        assert self.trainer is not None
+        figures = {**self.trainer.figures, "round": self.trainer.round - 1}
+        return self.stop.reached(figures, self.known.get("expert_return"))
+
+    def _round(self, started: float, progress: Progress) -> None:
+        assert self.trainer is not None
+        self.trainer.train()
+        figures = self.trainer.figures
+        figures["wall_s"] = self.wall_before + time.monotonic() - started
+        self.run.log(figures, step=figures["env_steps"])
+        progress.update({**figures, "goal": self.stop.goal(self.known.get("expert_return"))})
+        self._obey_control(progress)
+        if time.monotonic() - self.saved > self.settings.checkpoint_every_s:
+            self._checkpoint()
+
+    def _go_on_after(self, error: Exception, deaths: int, progress: Progress) -> None:
+        """Go on from the last checkpoint. Raises TrainingError if that has not helped RESTARTS times."""
+        assert self.trainer is not None
+        if deaths > RESTARTS:
+            words = str(error).splitlines()[0]
+            raise TrainingError(f"learners died {deaths} times in a row: {words}") from error
+        progress.note(f"a learner died ({type(error).__name__}): going on from the last checkpoint")
+        self.trainer.stop()
+        self.trainer = self._restore_or_build()
+
+    def _finish(self, progress: Progress) -> None:
+        assert self.trainer is not None
+        if self.config.asynchronous:
+            progress.note("waiting for labels that are under way")
+        self.trainer.store_the_rest()
+        self._checkpoint()
 
     def _obey_control(self, progress: Progress) -> None:
         """Requests that `tutelage scale` left in the run directory."""
@@ -170,18 +201,39 @@ class Job:
         assert self.trainer is not None
         try:
             self.trainer.scale(int(request["num_env_runners"]))
-            progress.note(f"now {request['num_env_runners']} env runners")
         except ConfigError as error:
             progress.note(str(error))
+            return
+        progress.note(f"now {request['num_env_runners']} env runners")
+        of_runners = {**(self.sections.get("env_runners") or {}), **request}
+        self.sections = {**self.sections, "env_runners": of_runners}
+        self.run.write_config(self.sections)  # so that a resume has as many
 
     def _checkpoint(self) -> None:
         assert self.trainer is not None
         with self.run.new_checkpoint(self.trainer.round, keep=self.settings.keep_checkpoints) as folder:
-            self.trainer.save_to_path(str(folder))
+            self.trainer.save_to_path(str(folder.resolve()))
             self.trainer.save_policy(folder)
+        self.saved = time.monotonic()
 
     def _facts(self) -> dict[str, Any]:
-        return {"method": self.config.method_name, "env": str(self.config.env), "seed": self.config.seed}
+        return {
+            "method": self.config.method_name,
+            "env": str(self.config.env),
+            "seed": self.config.seed,
+            "expert": self.config.oracle_spec.oracle if self.config.oracle_spec else None,
+            "episodes": self.settings.episodes,
+        }
+
+    def _known_baselines(self) -> dict[str, Any]:
+        """What an earlier part of this run measured, unless a resume changed what is to be measured."""
+        facts = self._facts()
+        if self.before.get("episodes") != facts["episodes"]:
+            return {}
+        same = self.before.get("expert") == facts["expert"]
+        keys = [f"{who}_{what}" for who in ("expert", "random") for what in ("return", "ci95")]
+        known = {key: self.before[key] for key in keys if self.before.get(key) is not None}
+        return {key: value for key, value in known.items() if same or key.startswith("random")}
 
     def _summarise(self, why: str, started: float) -> dict[str, Any]:
         """Measure the best policy on seeds that it was not chosen by."""
@@ -193,7 +245,6 @@ class Job:
             **self._facts(),
             "return_mean": mean,
             "return_ci95": [low, high],
-            "episodes": len(returns),
             "expert_return": None,
             "random_return": None,
             **self.known,
@@ -208,12 +259,6 @@ class Job:
         if any("validation_mean" in line for line in self.run.metrics()):
             report.plot([self.run.path], self.run.returns_png)
         return summary
-
-
-def baselines_of(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The expert's and a random policy's figures in a summary."""
-    keys = [f"{who}_{what}" for who in ("expert", "random") for what in ("return", "ci95")]
-    return {key: summary[key] for key in keys if summary.get(key) is not None}
 
 
 def measure(policy: Oracle, recipe: EnvRecipe, seeds: list[int]) -> np.ndarray:

@@ -31,8 +31,8 @@ from services.fleet import Collected, Fleet, Reference, Who
 from services.report import mean_ci95
 from services.run_directory import RunDirectory
 from services.sections import check_effects, check_numbers
-from tutelage.errors import ConfigError
-from tutelage.types import Array, EnvRecipe, SampleRequest
+from tutelage.errors import ConfigError, OracleError
+from tutelage.types import Array, EnvRecipe, Rollout, SampleRequest
 
 logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)  # it greets every trainer
 NOT_GIVEN: Any = NotProvided
@@ -270,7 +270,11 @@ class Trainer(Algorithm):
     def training_step(self) -> None:
         started = time.perf_counter()
         beta = self.method.beta_at(self.round)
-        rollouts = self._collect(beta)
+        try:
+            rollouts = self._collect(beta)
+        except OracleError:
+            self.store_the_rest()
+            raise
         collected = time.perf_counter()
         steps = sum(rollout.env_steps() for rollout in rollouts)
         self.env_steps += steps
@@ -309,11 +313,22 @@ class Trainer(Algorithm):
             self.returns.extend(rollout.finished_returns().tolist())
         return rollouts
 
+    def store_the_rest(self) -> None:
+        """Put into the dataset what has its labels and was not learned from yet: nobody is asked twice.
+
+        Waits for labels that are under way.
+        """
+        if self.method.learns_from != "dataset":
+            return
+        if rest := self.fleet.drain():
+            key = f"round-{self.round:08d}-after-{self.figures.get('expert_labels', 0)}"
+            self._first_learner(partial(store_on, rollouts=payload_of(rest), key=key))
+        self._continue_dataset()
+
     def _learn(self, rollouts: Sequence[Collected]) -> dict[str, float]:
-        payload = [rollout.rollout if isinstance(rollout, Reference) else rollout for rollout in rollouts]
         update = partial(
             update_on,
-            rollouts=payload,
+            rollouts=payload_of(rollouts),
             key=f"round-{self.round:08d}",
             seed=(self.config.seed or 0) * 1_000_003 + self.round,
             env_steps=self.env_steps,
@@ -321,16 +336,15 @@ class Trainer(Algorithm):
         self.version += 1
         return metrics_of(self._all_learners(update))
 
-    def _all_learners(self, function: Callable[[MethodLearner], Any]) -> list[Any]:
-        """`function` of every learner; an error of any is raised here."""
+    def _all_learners(self, function: Callable[[MethodLearner], Any], which: Any = None) -> list[Any]:
+        """`function` of every learner, or of those numbered `which`; an error of any is raised here."""
         assert self.learner_group is not None
-        return [
-            result.get() if result.ok else raise_(result.get())
-            for result in self.learner_group.foreach_learner(function)  # type: ignore[arg-type]
-        ]
+        results = self.learner_group.foreach_learner(function, remote_actor_ids=which, healthy_only=False)  # type: ignore[arg-type]
+        return [result.get() if result.ok else raise_(result.get()) for result in results]
 
     def _first_learner(self, function: Callable[[MethodLearner], Any]) -> Any:
-        return self._all_learners(function)[0]
+        """`function` of the learner that writes; the others have the same weights."""
+        return self._all_learners(function, which=[0])[0]
 
     def _publish(self) -> None:
         """Take the policy's weights from the learner, for the next requests."""
@@ -409,16 +423,27 @@ class Trainer(Algorithm):
 
     def scale(self, num_env_runners: int) -> None:
         """Change the number of rollout actors while the run goes on."""
-        self.fleet.scale(num_env_runners)
+        cpus = self.config.num_cpus_per_env_runner
+        self.fleet.scale(num_env_runners, 1.0 if cpus is None else float(cpus))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def payload_of(rollouts: Sequence[Collected]) -> list[Rollout | ray.ObjectRef]:
+    """What learners are sent: rollouts that lie in the object store as references."""
+    return [one.rollout if isinstance(one, Reference) else one for one in rollouts]
+
+
 def update_on(learner: MethodLearner, **payload: Any) -> dict[str, float]:
     """On a learner: learn."""
     return learner.update(**payload)
+
+
+def store_on(learner: MethodLearner, *, rollouts: Sequence[Rollout | ray.ObjectRef], key: str) -> None:
+    """On a learner: put rollouts into the dataset without learning."""
+    learner.store(rollouts, key=key)
 
 
 def policy_weights(learner: MethodLearner) -> dict[str, Any]:

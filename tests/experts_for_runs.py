@@ -1,6 +1,7 @@
 """Experts that runs in the tests are given: one that is slow, and some that are wrong."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -30,3 +31,26 @@ def wrong_shape(obs):
 def sometimes_nan(obs):
     """Fine for the single state of the first check, of the wrong type for a rollout."""
     return np.zeros(len(obs)) if len(obs) == 1 else np.full(len(obs), np.nan)
+
+
+class OneFails:
+    """Two of these share a folder: the first that is asked about a rollout answers, the other refuses."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.expert = OracleSpec("scripted:cartpole", {}).build()
+        self.answers = None
+
+    def act(self, obs):
+        if len(obs) > 4 and self.answers is None:
+            self.answers = self._is_first()
+        if self.answers is False:
+            raise RuntimeError("had enough")
+        return self.expert.act(obs)
+
+    def _is_first(self):
+        try:
+            (self.folder / "taken").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
