@@ -172,7 +172,7 @@ def test_an_expert_that_fails_ends_the_step_with_its_own_words(tmp_path, built):
         (lambda c: c.collection(asynchronous=True), "num_env_runners > 0"),
         (lambda c: c.method("dagger", beta="2 * i + 3"), "probabilities lie in"),
         (lambda c: c.rl_module(model_config={"fcnet_hidens": [3]}), "did you mean 'fcnet_hiddens'"),
-        (lambda c: c.expert(label_batch=0), "positive whole number"),
+        (lambda c: c.expert(label_batch=0), "whole number of at least 1"),
     ],
 )
 def test_settings_at_odds_are_refused_before_anything_starts(tmp_path, change, message):
