@@ -10,9 +10,10 @@ The word is one of `grpc://HOST:PORT[,HOST:PORT]`, `checkpoint:PATH_OR_NAME`, `s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -28,6 +29,18 @@ from tutelage.protocols import Oracle
 from tutelage.types import Array, Tree
 
 GRPC = "grpc://"
+
+
+@contextlib.contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Whatever the expert's own code raises, as OracleError: `what`, and the exception's type and text."""
+    try:
+        yield
+    except TutelageError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}") from error
 
 
 @runtime_checkable
@@ -55,7 +68,7 @@ class OracleSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Oracle:
-        """The expert. Raises ConfigError for a word or an argument that is not known."""
+        """The expert. ConfigError for a word or an argument that is not known, OracleError where it fails."""
         if self.oracle.startswith(GRPC):
             return self._remote()
         scheme, separator, rest = self.oracle.partition(":")
@@ -71,11 +84,13 @@ class OracleSpec:
 
         addresses = self.oracle.removeprefix(GRPC).split(",")
         self._check_arguments(RemoteOracle, addresses)
-        return RemoteOracle(addresses, **self.arguments)
+        with one_line(f"expert {self.oracle} cannot be made"):
+            return RemoteOracle(addresses, **self.arguments)
 
     def _plugin(self) -> Oracle:
         try:
-            value = plugins.load(self.oracle)
+            with one_line(f"expert {self.oracle} cannot be loaded"):
+                value = plugins.load(self.oracle)
         except ConfigError as error:
             raise ConfigError(f"expert {self.oracle!r}: {error}{_similar(self.oracle)}") from None
         oracle = self._make(value)
@@ -90,7 +105,8 @@ class OracleSpec:
         """An instance of a class, an oracle as it is, a function wrapped."""
         if inspect.isclass(value):
             self._check_arguments(value)
-            return value(**self.arguments)
+            with one_line(f"expert {self.oracle} cannot be made"):
+                return value(**self.arguments)
         if callable(value) and not isinstance(value, Oracle):
             self._check_arguments(value, "the observations")
             return FunctionOracle(functools.partial(value, **self.arguments))
@@ -138,9 +154,18 @@ def _similar(word: str) -> str:
     return near if "did you mean" in near else ""
 
 
+def described(oracle: Oracle, name: str) -> pb.DescribeReply | None:
+    """What an expert says of itself; None if it says nothing. Raises OracleError where it fails."""
+    if not isinstance(oracle, SelfDescribing):
+        return None
+    with one_line(f"expert {name} cannot describe itself"):
+        said = oracle.describe()
+    return said if isinstance(said, pb.DescribeReply) else None
+
+
 def checked(oracle: Oracle, observation_space: Any, action_space: Any, name: str) -> CheckedOracle:
     """`oracle`, with its answers checked; raises OracleError if it says that it is for other spaces."""
-    if isinstance(oracle, SelfDescribing) and isinstance(description := oracle.describe(), pb.DescribeReply):
+    if (description := described(oracle, name)) is not None:
         _check_space(description, description.action_space, action_space, "action", name)
         _check_space(description, description.observation_space, observation_space, "observation", name)
     return CheckedOracle(oracle, action_space, name)
@@ -172,12 +197,8 @@ class CheckedOracle:
     def act(self, obs: Tree) -> Tree:
         """Actions [N, ...] of the action space; raises OracleError, in one line, for anything else."""
         who, N = f"expert {self.name}", len(tree.flatten(obs)[0])
-        try:
+        with one_line(f"{who} failed for {N} states"):
             actions = self.oracle.act(obs)
-        except TutelageError:
-            raise
-        except Exception as error:
-            raise OracleError(f"{who} failed for {N} states: {type(error).__name__}: {error}") from error
         return _fit(actions, self.action_space, N, who)
 
 

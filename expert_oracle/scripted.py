@@ -110,6 +110,3 @@ SCRIPTED: Mapping[str, ScriptedExpert] = {
     "acrobot": ScriptedExpert("Acrobot-v1", 6, codec.discrete_space(3), acrobot),
     "pendulum": ScriptedExpert("Pendulum-v1", 3, TORQUE, pendulum),
 }
-
-SCRIPTED_FOR = {expert.env_id: name for name, expert in SCRIPTED.items()}
-"""Environment id -> name of its scripted expert."""

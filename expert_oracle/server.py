@@ -1,8 +1,9 @@
 """The expert service: any `Oracle` behind gRPC, with the questions that wait joined into one forward.
 
-    python -m expert_oracle.server --oracle scripted:cartpole --env CartPole-v1 --address 127.0.0.1:50051
+    serve(OracleSpec("scripted:cartpole").build(), env_id="CartPole-v1", address="127.0.0.1:50051")
 
-It prints one line when it is ready. SIGTERM and SIGINT end it once what was asked is answered.
+is what `tutelage oracle serve` does. It prints one line when it is ready. SIGTERM and SIGINT end it once what
+was asked is answered.
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import grpc
-import typer
-import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import tutelage
 from expert_oracle.batching import Batcher
-from expert_oracle.loading import OracleSpec, SelfDescribing, checked
+from expert_oracle.loading import checked, described
 from tutelage import codec
 from tutelage.errors import ConfigError, OracleError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
@@ -186,7 +185,7 @@ async def start(
 def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.DescribeReply]:
     """What the service says of itself; with an environment the expert is held to its spaces."""
     description = pb.DescribeReply()
-    if isinstance(oracle, SelfDescribing) and isinstance(said := oracle.describe(), pb.DescribeReply):
+    if (said := described(oracle, name)) is not None:
         description.CopyFrom(said)
     description.name, description.version = name, tutelage.__version__
     if env_id:
@@ -238,31 +237,3 @@ async def _signalled() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
-
-
-def main(
-    oracle: Annotated[str, typer.Option(help="the expert, as in `expert.oracle`")],
-    address: Annotated[str, typer.Option(help="host:port; port 0 is any free one")] = "127.0.0.1:50051",
-    env: Annotated[str, typer.Option(help="id of the environment that it is for")] = "",
-    argument: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the expert, repeatable")] = None,
-    max_batch: Annotated[int, typer.Option(help="rows in one forward")] = 4096,
-    max_delay_s: Annotated[float, typer.Option(help="how long a question waits for company")] = 0.0,
-) -> None:
-    """Serve one expert."""
-    try:
-        arguments = dict(_argument(text) for text in argument or ())
-        expert = OracleSpec(oracle, arguments).build()
-        serve(expert, address=address, name=oracle, env_id=env, max_batch=max_batch, max_delay_s=max_delay_s)
-    except TutelageError as error:
-        raise SystemExit(f"error: {error}") from None
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(f"--argument {text!r} is not of the form KEY=VALUE")
-    return key, yaml.safe_load(value)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -43,7 +43,8 @@ def train(
     Try `tutelage train dagger-cartpole`, or with an expert of your own
     `tutelage train dagger-hopper expert.oracle=grpc://host:50051`. `seeds=10` trains ten seeds.
 
-    Ctrl-C ends the run after the current round with a checkpoint; `tutelage resume RUN` goes on.
+    A run ends at the first of its `stop` criteria that is met, e.g. `stop.rounds=100`; with none it goes on
+    until Ctrl-C, which ends any run after the current round with a checkpoint. `tutelage resume RUN` goes on.
     """
     from services.commands import train_command
 
@@ -58,7 +59,8 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, from its last checkpoint; labels on disk are kept.
 
-    Sections `stop`, `run` and `expert` may be changed, e.g. `stop.rounds=100`.
+    Sections `stop`, `run`, `expert` and `evaluation` may change, e.g. `stop.rounds=100`, and
+    `env_runners.num_env_runners`. Also for several seeds, of which there may be more then: `seeds=20`.
     """
     from services.commands import resume_command
 
@@ -146,10 +148,17 @@ def serve(
     ] = 0.0,
 ) -> None:
     """Serve an expert over gRPC until SIGTERM or Ctrl-C, which let accepted calls finish."""
-    from services.commands import serve_command
+    from expert_oracle.loading import OracleSpec
+    from expert_oracle.server import serve as answer
+    from services.overrides import key_values
 
-    serve_command(
-        oracle, arguments or [], env=env, address=address, max_batch=max_batch, max_delay_s=max_delay_ms / 1e3
+    answer(
+        OracleSpec(oracle, key_values(arguments or [])).build(),
+        name=oracle,
+        env_id=env or "",
+        address=address,
+        max_batch=max_batch,
+        max_delay_s=max_delay_ms / 1e3,
     )
 
 

@@ -6,6 +6,7 @@ methods' signatures are the schema, and `check_arguments` reads them.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import types
@@ -170,6 +171,26 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], parents: s
         elif old != new:
             names.append(f"{parents}{key}")
     return names
+
+
+MAY_CHANGE = ("stop", "run", "expert", "evaluation", "env_runners.num_env_runners")
+
+
+def changed_for_resume(config: Config, overrides: Sequence[str], also: Sequence[str] = ()) -> Config:
+    """The configuration of a run that goes on, overrides applied.
+
+    Raises ConfigError, naming the key, for those that would make it another experiment than it was.
+    """
+    changed, allowed = copy.deepcopy(config), (*MAY_CHANGE, *also)
+    for override in overrides:
+        apply_override(changed, override)
+    for name in changed_keys(config, changed):
+        if not any(name == key or name.startswith(f"{key}.") for key in allowed):
+            raise ConfigError(
+                f"{name} cannot change in a run that goes on, only {', '.join(allowed)}; "
+                "start a new run with `tutelage train`"
+            )
+    return changed
 
 
 def key_values(arguments: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ time, their stratified bootstrap is the plain one. A single seed has the interva
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import bootstrap, trim_mean
 
@@ -208,7 +206,7 @@ def _reference(runs: Iterable[Run], name: str) -> tuple[float, float | None, flo
 
 
 def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
-    """A table for the terminal; see `text` for anywhere else."""
+    """A table for the terminal."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     several_envs, seeds = len({row.env for row in rows}) > 1, any(row.seeds > 1 for row in rows)
     columns = {
@@ -227,13 +225,6 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
         style = "dim" if row.labels is None else None
         drawn.add_row(*(cells[number] for cells in columns.values()), style=style)
     return drawn
-
-
-def text(rows: Sequence[Row], *, title: str | None = None) -> str:
-    """The same table as plain text."""
-    out = io.StringIO()
-    Console(file=out, width=200, color_system=None).print(table(rows, title=title))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
 
 
 def _interval(row: Row) -> str:

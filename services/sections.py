@@ -152,13 +152,17 @@ def positive(name: str, value: Any) -> None:
 
 def check_numbers(config: Any) -> None:
     """Raise ConfigError, naming the key, for a number of a TrainerConfig that is out of its range."""
-    for name, smallest in AT_LEAST.items():
-        value = getattr(config, name.partition(".")[2])
-        if value is not None or name not in OPTIONAL:
-            whole(name, value, smallest)
+    for name in AT_LEAST:
+        check_number(name, getattr(config, name.partition(".")[2]))
     if config.grad_clip is not None:
         positive("training.grad_clip", config.grad_clip)
     _check_lr(config.lr)
+
+
+def check_number(name: str, value: Any) -> None:
+    """The same for one of them, or any other setting."""
+    if name in AT_LEAST and (value is not None or name not in OPTIONAL):
+        whole(name, value, AT_LEAST[name])
 
 
 def _check_lr(lr: Any) -> None:

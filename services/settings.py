@@ -18,7 +18,7 @@ from learner.demonstrations import load_demonstrations
 from learner.methods import method_class
 from services.overrides import check_arguments
 from services.run_directory import RunDirectory
-from services.sections import OURS, RLLIB, positive, whole
+from services.sections import OURS, RLLIB, check_number, positive, whole
 from services.trainer import TrainerConfig
 from tutelage.errors import ConfigError, DatasetError
 from tutelage.types import Demonstrations, Tree
@@ -104,6 +104,8 @@ def build_config(sections: Sections, run: RunDirectory | None = None) -> Trainer
         if sections.get(section):
             fluent = getattr(config, section)
             arguments = check_arguments(section, fluent, sections[section], RLLIB.get(section))
+            for key, value in arguments.items():
+                check_number(f"{section}.{key}", value)
             try:
                 fluent(**arguments)
             except ValueError as error:  # RLlib's own checks

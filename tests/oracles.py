@@ -42,4 +42,24 @@ class Mute:
     """No expert."""
 
 
+class Unlicensed:
+    """An expert that cannot be made."""
+
+    def __init__(self):
+        raise PermissionError("no licence\nfor this machine")
+
+    def act(self, obs):
+        return obs
+
+
+class Shy(Unlicensed):
+    """An expert that does not say what it is."""
+
+    def __init__(self):
+        pass
+
+    def describe(self):
+        raise ZeroDivisionError("no idea")
+
+
 ready = Planner(3)

@@ -66,15 +66,27 @@ def test_a_run_is_resumed_with_a_later_stop(run):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_seeds_are_trained_through_tune(tmp_path):
-    done = tutelage(
-        "train", "dagger-cartpole", *QUICK, "seeds=2", "--run", tmp_path / "many", "--json", timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    pooled = json.loads(done.stdout.splitlines()[-1])
-    assert pooled["seeds"] == len(pooled["returns"]) == 2
-    assert (tmp_path / "many" / "returns.png").exists()
-    assert (tmp_path / "many" / "seed-1" / "summary.json").exists()
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.beta=0.5", r"method\.beta cannot change in a run that goes on, only stop, run, .*a new run"),
+        ("training.lr=0.1", r"training\.lr cannot change"),
+        ("env_runners.num_envs_per_env_runner=2", r"env_runners\.num_envs_per_env_runner cannot change"),
+        ("seed=3", r"debugging\.seed cannot change"),
+        ("seeds=3", r"tune\.seeds cannot change"),
+        ("stop.rouns=3", r"stop\.rouns: unknown key"),
+        ("stop.rounds=0", r"stop\.rounds: expected a number above 0"),
+    ],
+)
+def test_a_resume_refuses_what_would_make_it_another_run(run, override, message, monkeypatch, capsys):
+    before = (run / "config.yaml").read_text()
+    monkeypatch.setattr(sys, "argv", ["tutelage", "resume", str(run), override])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.match(f"error: {message}", line), line
+    assert (run / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -116,7 +128,7 @@ BAD = {
     "method": (["dagger-cartpole", "method.name=daggr"], r"no method 'daggr'; did you mean 'dagger'"),
     "beta": (
         ["dagger-cartpole", "method.beta=2"],
-        r"beta: '2.*' is 2 at i = 0; probabilities lie in \[0, 1\]",
+        r"^error: (method\.)?beta: '2(\.0)?' is 2 at i = 0; probabilities lie in \[0, 1\]$",
     ),
     "environment": (
         ["dagger-cartpole", "environment.env=CartPol-v1"],
@@ -139,6 +151,13 @@ BAD = {
         ],
         r"127\.0\.0\.1:\d+.*2",
     ),
+    "expert that cannot be made": (
+        ["dagger-cartpole", "expert.oracle=tests/oracles.py:Unlicensed"],
+        r"^error: expert tests/oracles\.py:Unlicensed cannot be made: PermissionError: no licence for this",
+    ),
+    "a setting of RLlib's": (["ppo-cartpole", "training.gamma=0.9"], r"training\.gamma: .*use method\.gamma"),
+    "seeds": (["dagger-cartpole", "seeds=0"], r"tune\.seeds: expected a whole number of at least 1, got 0"),
+    "seeds with a bad key": (["dagger-cartpole", "seeds=2", "stop.round=1"], r"stop\.round: unknown key"),
     "no expert": (["dagger-cartpole", "expert.oracle=null"], r"needs an expert"),
     "no such expert": (["dagger-cartpole", "expert.oracle=scriptd:cartpole"], r"scripted"),
     "model": (

@@ -70,7 +70,7 @@ def test_an_expert_nobody_serves_is_named():
 
 
 def test_an_expert_service_says_what_it_is():
-    command = [sys.executable, "-m", "expert_oracle.server", "--oracle", "scripted:cartpole"]
+    command = [sys.executable, "-m", "services.cli", "oracle", "serve", "scripted:cartpole"]
     options = ["--address", "127.0.0.1:0", "--env", "CartPole-v1"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as service:
         try:

@@ -65,6 +65,33 @@ def test_what_is_wrong_is_said_in_one_line(word, arguments, line):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "line", "cause"),
+    [
+        (
+            f"{HERE}:Unlicensed",
+            r"Unlicensed cannot be made: PermissionError: no licence for",
+            PermissionError,
+        ),
+        ("{broken}:act", r"cannot be loaded: SyntaxError: .*broken\.py, line 1", SyntaxError),
+        ("{needy}:act", r"cannot be loaded: ModuleNotFoundError: No module named 'nowhere'", ImportError),
+    ],
+)
+def test_what_the_experts_own_code_raises_is_one_line_with_its_cause(tmp_path, word, line, cause):
+    for name, text in (("broken", "def act(obs:"), ("needy", "import nowhere")):
+        (tmp_path / f"{name}.py").write_text(text)
+    word = word.format(broken=tmp_path / "broken.py", needy=tmp_path / "needy.py")
+    with pytest.raises(OracleError, match=line) as info:
+        OracleSpec(word).build()
+    assert "\n" not in str(info.value)
+    assert isinstance(info.value.__cause__, cause)
+
+
+def test_an_expert_that_cannot_describe_itself_is_named():
+    with pytest.raises(OracleError, match="expert mypkg:Shy cannot describe itself: ZeroDivisionError: no i"):
+        checked(OracleSpec(f"{HERE}:Shy").build(), BOX, BOX, "mypkg:Shy")
+
+
 def answer(actions, space, N=4):
     return CheckedOracle(FunctionOracle(lambda obs: actions), space, "mypkg:f").act(np.zeros((N, 5)))
 

@@ -29,6 +29,7 @@ from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
+SERVE = [sys.executable, "-m", "services.cli", "oracle", "serve"]
 HERE = str(Path(__file__).with_name("oracles.py"))
 OBS = np.random.default_rng(0).random((64, 5), np.float32)
 Slow = plugins.load(f"{HERE}:Slow")
@@ -57,7 +58,7 @@ def serving(oracle, **settings):
 @contextmanager
 def process(oracle, address="127.0.0.1:0", *more):
     """A service in a process of its own; gives the process and its address."""
-    command = [sys.executable, "-m", "expert_oracle.server", "--oracle", oracle, "--address", address, *more]
+    command = [*SERVE, oracle, "--address", address, *more]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -316,7 +317,7 @@ def test_a_killed_server_that_comes_back_costs_no_label():
     address = f"127.0.0.1:{free_port()}"
     obs = np.arange(4_000, dtype=np.float32).reshape(-1, 2)
     oracle = RemoteOracle([address], max_rows=16, connect_timeout_s=30.0)
-    slow = (f"{HERE}:Slow", address, "--argument", "seconds=0.02", "--max-batch", "16")
+    slow = (f"{HERE}:Slow", address, "seconds=0.02", "--max-batch", "16")
     with ThreadPoolExecutor(1) as pool, process(*slow) as (first, bound):
         assert bound == address
         oracle.act(obs[:16])
@@ -344,7 +345,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_how_long():
 
 
 def test_sigterm_answers_what_was_asked_and_exits_cleanly():
-    slow = (f"{HERE}:Slow", "127.0.0.1:0", "--argument", "seconds=0.5")
+    slow = (f"{HERE}:Slow", "127.0.0.1:0", "seconds=0.5")
     with ThreadPoolExecutor(1) as pool, process(*slow) as (child, address):
         oracle = RemoteOracle([address], connect_timeout_s=30.0)
         oracle.describe()
@@ -369,9 +370,9 @@ def test_a_client_process_ends_without_noise():
 
 
 def test_the_command_refuses_in_one_line():
-    command = [sys.executable, "-m", "expert_oracle.server", "--oracle", "scripted:cartpol"]
+    command = [*SERVE, "scripted:cartpol"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "error: no scripted expert 'cartpol'; did you mean 'cartpole'?\n"
 
 

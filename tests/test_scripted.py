@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from expert_oracle.scripted import SCRIPTED, SCRIPTED_FOR
+from expert_oracle.scripted import SCRIPTED
 from tutelage import codec
 from tutelage.errors import OracleError
 
@@ -52,7 +52,7 @@ def test_they_know_their_spaces_and_take_any_number_of_states(name):
         assert all(env.action_space.contains(action.astype(env.action_space.dtype)) for action in actions)
     np.testing.assert_array_equal(actions, np.concatenate([expert.act(row[None]) for row in obs]))
     assert len(expert.act(obs[:0])) == 0
-    assert SCRIPTED_FOR[expert.env_id] == name
+    assert description.name == f"scripted:{name}"
 
 
 def test_the_wrong_observations_are_named():
