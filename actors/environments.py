@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -169,9 +169,8 @@ def make_vector(recipe: EnvRecipe, num_envs: int) -> VectorEnvs:
             return AutoresetEnvs(recipe, make_vectorised(recipe, num_envs))
         case "envpool":
             return PoolEnvs(recipe, num_envs)
-    raise ConfigError(
-        f"backend {recipe.backend!r} is unknown; known: sync, async, vector_entry_point, envpool"
-    )
+    known = ", ".join(get_args(get_type_hints(EnvRecipe)["backend"]))
+    raise ConfigError(f"env_runners.gym_env_vectorize_mode: {recipe.backend!r} is unknown; known: {known}")
 
 
 class SyncEnvs:
@@ -239,12 +238,19 @@ class AsyncEnvs:
     def step(
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
-        observed, rewards[:], terminated[:], truncated[:], _ = self.vector.step(actions)
-        put(obs, ..., observed)
-        return np.flatnonzero(terminated | truncated).tolist()
+        return step_together(self.vector, actions, obs, rewards, terminated, truncated)
 
     def close(self) -> None:
         self.vector.close()
+
+
+def step_together(
+    vector: Any, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
+) -> list[int]:
+    """One step of a vector environment, written into the caller's arrays; the environments that ended."""
+    observed, rewards[:], terminated[:], truncated[:], _ = vector.step(actions)
+    put(obs, ..., observed)
+    return np.flatnonzero(terminated | truncated).tolist()
 
 
 class AutoresetEnvs:
@@ -265,9 +271,7 @@ class AutoresetEnvs:
     def step(
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
-        observed, rewards[:], terminated[:], truncated[:], _ = self.vector.step(actions)
-        put(obs, ..., observed)
-        return np.flatnonzero(terminated | truncated).tolist()
+        return step_together(self.vector, actions, obs, rewards, terminated, truncated)
 
     def close(self) -> None:
         self.vector.close()
@@ -291,45 +295,48 @@ def make_vectorised(recipe: EnvRecipe, num_envs: int) -> VectorEnv:
     return vector
 
 
-class PoolEnvs:
-    """Environments of the `envpool` package, stepped in C++; made at the first reset, with its seed."""
-
-    autoreset = True
+class PoolEnvs(AutoresetEnvs):
+    """Environments of the `envpool` package, stepped in C++; made at each reset, with its seed."""
 
     def __init__(self, recipe: EnvRecipe, num_envs: int) -> None:
-        try:
-            import envpool  # type: ignore[import-not-found]
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "backend 'envpool' needs the package of that name; install tutelage[envpool]"
-            ) from None
+        envpool = import_envpool()
         if recipe.id not in envpool.list_all_envs():
             nearest = difflib.get_close_matches(recipe.id, envpool.list_all_envs(), n=1, cutoff=0.0)
             raise ConfigError(f"envpool has no environment {recipe.id!r}; the nearest is {nearest[0]!r}")
-        self._make = partial(
-            envpool.make, recipe.id, env_type="gymnasium", num_envs=num_envs, **dict(recipe.kwargs)
-        )
-        spec = envpool.make_spec(recipe.id, **dict(recipe.kwargs))
-        self.pool: Any = None
+        kwargs = dict(recipe.kwargs)
+        self._make = partial(envpool.make, recipe.id, env_type="gymnasium", num_envs=num_envs, **kwargs)
+        spec = envpool.make_spec(recipe.id, **kwargs)
+        self.vector: Any = None
         self.num_envs = num_envs
-        self.observation_space: gym.Space = spec.gymnasium_observation_space
-        self.action_space: gym.Space = spec.gymnasium_action_space
+        self.observation_space = spec.gymnasium_observation_space
+        self.action_space = spec.gymnasium_action_space
         check_spaces(recipe.id, self.observation_space, self.action_space)
         self.recipe = with_versions(recipe, None)
 
     def reset(self, which: Sequence[int], seeds: Sequence[int], obs: Tree) -> None:
         self.close()
-        self.pool = self._make(seed=seeds[0])
-        put(obs, ..., self.pool.reset()[0])
+        self.vector = self._make(seed=seeds[0])
+        put(obs, ..., self.vector.reset()[0])
 
     def step(
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
-        dtype = self.action_space.dtype
-        observed, rewards[:], terminated[:], truncated[:], _ = self.pool.step(actions.astype(dtype))
-        put(obs, ..., observed)
-        return np.flatnonzero(terminated | truncated).tolist()
+        cast = actions.astype(self.action_space.dtype, copy=False)
+        return step_together(self.vector, cast, obs, rewards, terminated, truncated)
 
     def close(self) -> None:
-        if self.pool is not None:
-            self.pool.close()
+        if self.vector is not None:
+            self.vector.close()
+
+
+def import_envpool() -> Any:
+    try:
+        import envpool  # type: ignore[import-not-found]
+    except ModuleNotFoundError as error:
+        if error.name != "envpool":
+            raise ConfigError(f"envpool cannot be imported: {error}; install tutelage[envpool]") from error
+        raise ConfigError(
+            "env_runners.gym_env_vectorize_mode=envpool needs the package of that name; "
+            "install tutelage[envpool]"
+        ) from None
+    return envpool

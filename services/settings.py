@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import tree
 
-from actors.environments import columns, leaf_spaces, make_env
+from actors.environments import columns, leaf_spaces, make_env, make_vector
 from expert_oracle.loading import checked
 from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
@@ -133,6 +133,8 @@ def preflight(sections: Sections) -> TrainerConfig:
     check_reachable(stop, run, config)
     env = make_env(config.env_recipe())
     try:
+        if config.env_backend not in ("sync", "async"):
+            make_vector(config.env_recipe(), 1).close()
         obs, _ = env.reset(seed=0)
         if demonstrations := config.demonstrations():
             check_demonstrations(demonstrations, env)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -67,6 +68,7 @@ class TrainerConfig(AlgorithmConfig):
         self.max_unlabelled = 2
         self.mixture_per: Literal["step", "episode"] = "step"
         self.label_batch = 4096
+        self.env_backend = "sync"
         self.run_directory: str | None = None
         self._training_given: set[str] = set()
 
@@ -86,6 +88,22 @@ class TrainerConfig(AlgorithmConfig):
     def training(self, **settings: Any) -> TrainerConfig:
         self._training_given |= set(settings)
         super().training(**settings)
+        return self
+
+    def env_runners(
+        self, *, gym_env_vectorize_mode: str | gym.VectorizeMode | None = NOT_GIVEN, **settings: Any
+    ) -> TrainerConfig:
+        """RLlib's, besides `gym_env_vectorize_mode`.
+
+        Args:
+            gym_env_vectorize_mode: how a runner steps its environments: `sync` (one after the other), `async`
+                (each in a process), `vector_entry_point` (gymnasium's vectorised version of the environment)
+                or `envpool` (that package's).
+        """
+        if gym_env_vectorize_mode is not NOT_GIVEN:
+            mode = gym_env_vectorize_mode or "sync"
+            self.env_backend = mode.value if isinstance(mode, gym.VectorizeMode) else mode
+        super().env_runners(**settings)
         return self
 
     def expert(
@@ -151,8 +169,7 @@ class TrainerConfig(AlgorithmConfig):
 
     def env_recipe(self) -> EnvRecipe:
         """How to make the environment."""
-        backend = str(self.gym_env_vectorize_mode or "sync").rsplit(".", 1)[-1].lower()
-        return EnvRecipe(id=str(self.env), kwargs=dict(self.env_config or {}), backend=backend)  # type: ignore[arg-type]
+        return EnvRecipe(id=str(self.env), kwargs=dict(self.env_config or {}), backend=self.env_backend)  # type: ignore[arg-type]
 
     def demonstrations(self) -> str | None:
         """The file or folder that the method learns from besides, if any."""

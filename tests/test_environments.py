@@ -62,6 +62,32 @@ def test_what_cannot_be_made_is_refused_in_one_line(recipe, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "HalfCheetah-v5"])
+def test_envpool_steps_every_environment_by_its_own_action_and_repeats_by_its_seed(env_id):
+    pytest.importorskip("envpool", reason="envpool is not installed: install tutelage[envpool]")
+    envs = make_vector(EnvRecipe(env_id, backend="envpool"), 3)
+    low, high = (0, 1) if envs.action_space.shape == () else (-np.ones(6), np.ones(6))
+    actions = np.array([low, high, low], envs.action_space.dtype)
+    shown = []
+    for first in (5, 5, 6):
+        obs = columns(envs.observation_space, 12, 3)
+        envs.reset(range(3), [first, 1, 2], obs[0])
+        rewards, terminated, truncated = np.zeros((11, 3)), np.zeros((11, 3), bool), np.zeros((11, 3), bool)
+        for t in range(11):
+            ended = envs.step(actions, obs[t + 1], rewards[t], terminated[t], truncated[t])
+            assert ended == np.flatnonzero(terminated[t] | truncated[t]).tolist()
+        shown.append(obs)
+    envs.close()
+    np.testing.assert_array_equal(shown[0], shown[1])
+    assert not np.array_equal(shown[0][0], shown[2][0])
+    pushed = shown[0][5] - shown[0][0]
+    assert np.abs(pushed[0] - pushed[2]).max() < np.abs(pushed[0] - pushed[1]).max()
+    assert "envpool" in envs.recipe.versions
+    if env_id == "CartPole-v1":
+        t, b = np.argwhere(terminated)[0]
+        assert (rewards[t + 1, b], np.abs(shown[2][t + 2, b]).max() <= 0.05) == (0, True)
+
+
 def test_envpool_is_asked_for_by_its_name():
     if importlib.util.find_spec("envpool"):
         pytest.skip("envpool is installed")

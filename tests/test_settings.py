@@ -93,6 +93,20 @@ def test_a_configuration_with_remote_runners_and_learners_is_not():
     config.get_evaluation_config_object().validate()  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_environments_are_stepped_as_asked(mode):
+    config = preflight(load_config("dagger-cartpole", [f"env_runners.gym_env_vectorize_mode={mode}"]))
+    assert config.env_recipe().backend == mode
+
+
+def test_environments_that_cannot_be_stepped_so_are_refused():
+    message = refused("env_runners.gym_env_vectorize_mode=threads")
+    assert message.startswith("env_runners.gym_env_vectorize_mode: 'threads' is unknown; known: sync, async")
+    assert "HalfCheetah-v5" in refused(
+        "env_runners.gym_env_vectorize_mode=vector_entry_point", preset="dagger-halfcheetah"
+    )
+
+
 # Ranges
 
 
