@@ -1,5 +1,7 @@
 """What is refused before anything starts, each in one line that names the key and what to do."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,15 @@ def test_the_table_of_settings_is_of_settings_that_rllib_has():
         assert set(keys) <= set(taken), section
         assert not set(keys) & {name.partition(".")[2] for name in INSTEAD if name.startswith(f"{section}.")}
     assert set(FLUENT) < set(SECTIONS)
+
+
+def test_the_guide_names_every_section_and_setting():
+    guide = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in guide.splitlines() if line.startswith("| `")}
+    assert {f"`{section}`" for section in SECTIONS} <= set(lines)
+    assert [
+        key for section in RLLIB for key in RLLIB[section] if f"`{key}`" not in lines[f"`{section}`"]
+    ] == []
 
 
 @pytest.mark.parametrize(
