@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -52,7 +53,22 @@ def start_ray(config: TrainerConfig, *, spare_cpus: int = 0) -> None:
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cpus = max(os.cpu_count() or 1, cpus_wanted(config)) + spare_cpus
-    ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    with nothing_on_stderr():
+        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+
+
+@contextlib.contextmanager
+def nothing_on_stderr() -> Iterator[None]:
+    """Ray's core greets on the descriptor itself, in the middle of whatever is drawn there."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def cpus_wanted(config: TrainerConfig) -> int:
@@ -280,5 +296,12 @@ def execute(run: RunDirectory, sections: Sections, *, quiet: bool) -> dict[str, 
         summary = job.execute(progress)
     if not quiet:
         Console().print(report.table(report.rows(report.read_groups([run.path]))))
-        print(f"{run.path} ended by {summary['stopped_because']}; learning curve: {run.returns_png}")
+        print(last_words(run, summary["stopped_because"]))
     return summary
+
+
+def last_words(run: RunDirectory, why: str) -> str:
+    """Why a run ended, how it goes on, and where its plot is."""
+    goes_on = f"; go on with `tutelage resume {run.path}`" if why in signal.Signals.__members__ else ""
+    curve = f"; learning curve: {run.returns_png}" if run.returns_png.exists() else ""
+    return f"{run.path} ended by {why}{goes_on}{curve}"

@@ -7,11 +7,13 @@ thread of its own, twice a second.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -24,6 +26,14 @@ Figures = Mapping[str, Any]
 
 COUNTERS = {"rounds": "round", "env_steps": "env_steps", "expert_labels": "expert_labels", "wall_s": "wall_s"}
 """Stop criteria whose progress is a counter, by the figure that counts."""
+
+
+def own_stderr() -> TextIO:
+    """The standard error by a descriptor of its own, which stays while others silence theirs."""
+    try:
+        return os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+    except OSError:  # closed
+        return sys.stderr
 
 
 class Progress:
@@ -42,7 +52,7 @@ class Progress:
     ) -> None:
         self.title = title
         self.stop = stop
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(file=own_stderr(), highlight=False)
         self._quiet = quiet
         self._live: Live | None = None
         self._rows: deque[Figures] = deque(maxlen=1000)

@@ -8,7 +8,7 @@ import pytest
 
 from learner.dataset import Dataset
 from services.commands import scale_command
-from services.job import Job, cpus_wanted
+from services.job import Job, cpus_wanted, last_words
 from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import build_config
@@ -167,3 +167,9 @@ def test_a_run_without_runners_of_its_own_cannot_be_scaled(tmp_path):
         pytest.raises(ConfigError, match="own process"),
     ):
         scale_command(run.path, 2)
+
+
+def test_the_last_words_say_how_to_go_on(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert last_words(run, "SIGINT") == f"{tmp_path} ended by SIGINT; go on with `tutelage resume {tmp_path}`"
+    assert last_words(run, "rounds=4") == f"{tmp_path} ended by rounds=4"
