@@ -24,6 +24,7 @@ from services.trainer import Trainer, TrainerConfig
 from tutelage.errors import ConfigError, TutelageError
 
 REQUEST = "stop.request"  # in the experiment's folder: the signal by which its seeds are to end
+FAILED = "failed"  # what a trial reports in place of its figures
 TUNE = "tune"  # Tune's own notes; seeds go on from their run directories
 
 
@@ -84,9 +85,12 @@ def fit(config: TrainerConfig, sections: Sections, path: Path, *, quiet: bool) -
     )
     with stopped_by_signals(path / REQUEST):
         results = tuner.fit()
-    if results.num_errors:
+    reported = [(result.metrics or {}).get(FAILED) for result in results]
+    failures = [*filter(None, reported), *map(reason, results.errors)]
+    if failures:
         raise TutelageError(
-            f"{results.num_errors} of {seeds} seeds failed; first: {reason(results.errors[0])}"
+            f"{len(failures)} of {seeds} seeds failed; first: {failures[0]}; "
+            f"what was learned is kept: mend it, then `tutelage resume {path}`"
         )
     return summarise_seeds(path, seeds, quiet=quiet)
 
@@ -134,24 +138,33 @@ def requested(request: Path) -> str | None:
 
 
 def seed_trial(config: Mapping[str, Any], *, sections: Sections, path: str) -> None:
-    """One trial: a whole job, or what is left of it."""
+    """One trial: a whole job, or what is left of it. What a user can act on is reported, not tried again."""
     from ray import tune
 
-    seed, request = config["seed"], Path(path) / REQUEST
-    if requested(request):
+    if requested(Path(path) / REQUEST):
         return
+    try:
+        summary = run_seed(config["seed"], sections, Path(path))
+    except TutelageError as error:
+        tune.report({FAILED: f"seed {config['seed']}: {error}"})
+        return
+    tune.report({key: summary[key] for key in ("return_mean", "expert_labels", "env_steps", "wall_s")})
+
+
+def run_seed(seed: int, sections: Sections, path: Path) -> dict[str, Any]:
+    """Train one seed in `PATH/seed-K`, unless that is done; its summary."""
     own = {name: values for name, values in sections.items() if name != "tune"}
     own["debugging"] = {**(own.get("debugging") or {}), "seed": seed}
-    folder = Path(path) / f"seed-{seed}"
+    folder = path / f"seed-{seed}"
     with RunDirectory.resume(folder) if is_run(folder) else RunDirectory.create(folder, own) as run:
         summary = run.read_summary()
         if not is_done(summary) or run.config() != own:
             run.write_config(own)
             job = Job(run, own)
-            job.stop = StopOrRequest(**asdict(job.stop), request=request)
+            job.stop = StopOrRequest(**asdict(job.stop), request=path / REQUEST)
             with Progress(str(folder), {}, quiet=True) as progress:
                 summary = job.execute(progress)
-    tune.report({key: summary[key] for key in ("return_mean", "expert_labels", "env_steps", "wall_s")})
+    return summary
 
 
 def is_done(summary: Mapping[str, Any]) -> bool:
@@ -168,7 +181,7 @@ def seed_lines() -> Any:
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             figures = trial.last_result or {}
             if "return_mean" not in figures:
-                return  # it was asked to end before it had begun
+                return  # it failed, or was asked to end before it had begun
             done = sum(other.is_finished() for other in trials)
             print(
                 f"seed {trial.config['seed']}: return {figures['return_mean']:.1f}, "

@@ -82,6 +82,20 @@ def test_a_signal_ends_all_seeds_after_their_round_and_they_go_on(tmp_path):
     assert (pooled["seeds"], pooled["stopped_because"]) == (3, "seeds=3")
 
 
+def test_an_expert_that_fails_is_one_line(tmp_path):
+    (tmp_path / "dies.py").write_text(
+        "import numpy as np\ncalls = []\ndef act(obs):\n    calls.append(0)\n"
+        "    return np.zeros(len(obs), int) if len(calls) < 9 else 1 / 0\n"
+    )
+    settings = [*QUICK, f"expert.oracle={tmp_path / 'dies.py'}:act", "run.baselines=false", "seeds=1"]
+    process = started("train", "dagger-cartpole", *settings, "--run", tmp_path / "many")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    message = r"error: 1 of 1 seeds failed; first: seed 0: .*ZeroDivisionError.*`tutelage resume .*many`"
+    assert re.fullmatch(message, err.strip().splitlines()[-1])
+
+
 def test_a_folder_that_is_taken_is_refused(tmp_path):
     (tmp_path / SEEDS).write_text("tune: {seeds: 2}")
     with pytest.raises(ConfigError, match=r"already an experiment of several seeds; .*`tutelage resume"):
