@@ -66,19 +66,17 @@ class MethodLearner(TorchLearner):
     # RLlib's hooks
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        params: Any = self.get_parameters(self.module[module_id])
+        """Adam on all parameters as one vector: for small networks that takes a quarter of the time."""
+        vector = as_one_vector(self.get_parameters(self.module[module_id]))  # type: ignore[arg-type]
         self.register_optimizer(
             module_id=module_id,
-            optimizer=torch.optim.Adam(params, eps=1e-5, fused=True),
-            params=params,
+            optimizer=torch.optim.Adam([vector], eps=1e-5, fused=True),
+            params=[vector],
             lr_or_lr_schedule=config.lr,
         )
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Begin with the first learner's weights.
-
-        One flat all-reduce a minibatch then does what DDP would, at half its cost for small networks.
-        """
+        """Begin with the first learner's weights; one all-reduce a minibatch then does what DDP would."""
         if self._world() > 1:
             for tensor in [*self.policy.parameters(), *self.policy.buffers()]:
                 dist.broadcast(tensor.data, src=0)
@@ -216,7 +214,7 @@ class MethodLearner(TorchLearner):
         """One optimiser step a minibatch; means of the method's figures over the minibatches."""
         epochs, minibatch_size = self.config.num_epochs or 1, self.config.minibatch_size or CHUNK_ROWS
         optimiser = self.get_optimizer(DEFAULT_MODULE_ID)
-        params: list[Any] = self._optimizer_parameters[optimiser]
+        gradient: Any = self._optimizer_parameters[optimiser][0].grad  # type: ignore[union-attr]
         lr = self._get_optimizer_lr(optimiser)
         sums: dict[str, Tensor] = {}
         steps = 0
@@ -225,12 +223,7 @@ class MethodLearner(TorchLearner):
                 progress = min(1.0, steps * minibatch_size / (epochs * len(self.dataset) / self._world()))
                 self._set_optimizer_lr(optimiser, lr * self.method.lr_share(progress))
             loss, figures = self.method.loss(self.policy, minibatch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            self._share_gradients(params)
-            if self.config.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(params, self.config.grad_clip)
-            optimiser.step()
+            self._descend_once(loss, optimiser, gradient)
             steps += 1
             for name, value in figures.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -239,17 +232,16 @@ class MethodLearner(TorchLearner):
             raise TrainingError(f"the loss diverged: {means}; try a smaller training.lr")
         return {**means, "minibatches": steps}
 
-    def _share_gradients(self, params: Sequence[Tensor]) -> None:
-        """Average the gradients over all learners by one flat all-reduce."""
-        if self._world() == 1:
-            return
-        gradients = [param.grad for param in params if param.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self._world()
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+    def _descend_once(self, loss: Tensor, optimiser: torch.optim.Optimizer, gradient: Tensor) -> None:
+        """A step against the gradient, which is the mean over all learners, clipped."""
+        gradient.zero_()
+        loss.backward()
+        if self._world() > 1:
+            dist.all_reduce(gradient)
+            gradient /= self._world()
+        if self.config.grad_clip is not None:
+            gradient *= (self.config.grad_clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1)
+        optimiser.step()
 
     def _world(self) -> int:
         return max(1, self.config.num_learners or 0)
@@ -277,7 +269,22 @@ def minibatches(chunks: Iterator[Columns], size: int) -> Iterator[Columns]:
         step = min(size, rows)
         for start in range(0, rows, step):
             if rows - start >= step / 2:
-                yield each(lambda x, part=slice(start, start + step): x[part], chunk)
+                yield {name: rows_of(column, slice(start, start + step)) for name, column in chunk.items()}
+
+
+def rows_of(column: Tree, part: slice) -> Tree:
+    """`column[part]` of every leaf."""
+    return column[part] if isinstance(column, Tensor) else each(lambda x: x[part], column)
+
+
+def as_one_vector(params: Sequence[Tensor]) -> Tensor:
+    """A vector of which all parameters are views from now on, their gradients views of its gradient."""
+    vector = torch.cat([param.detach().flatten() for param in params])
+    vector.grad = torch.zeros_like(vector)
+    sizes = [param.numel() for param in params]
+    for param, part, gradient in zip(params, vector.split(sizes), vector.grad.split(sizes), strict=True):
+        param.data, param.grad = part.view_as(param), gradient.view_as(param)
+    return vector
 
 
 def metrics_of(results: Sequence[Mapping[str, float]]) -> dict[str, float]:

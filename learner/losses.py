@@ -1,7 +1,7 @@
 """Every formula of ours, pure: tensors in, tensors out; shapes and papers beside them.
 
-Axes: N samples, T time, B environments, P distribution parameters. Parameters are laid out as in
-`tutelage.policy`; log-probabilities and entropies are summed over the components of an action.
+Axes: N samples, T time, B environments, P distribution parameters, D components of an action.
+Log-probabilities and entropies are summed over the components of an action.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from torch.nn import functional as F
 
 from tutelage.policy import LOG_2PI, Distribution
 
+Params = Tensor | tuple[Tensor, Tensor]
+"""Distribution parameters [N, P], laid out as in `tutelage.policy`; or of gaussians the pair of means [N, D]
+and log standard deviations, [D] where they are the same in all states."""
 
-def log_prob(params: Tensor, actions: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
-    """log π(a|s) [N] of `actions` [N, ...] under `params` [N, P]."""
+
+def log_prob(params: Params, actions: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
+    """log π(a|s) [N] of `actions` [N, ...]."""
+    if distribution == "gaussian":
+        mean, log_std = mean_and_log_std(params)
+        z = (actions - mean) * torch.exp(-log_std)
+        return -0.5 * z.square().sum(-1) - (log_std + 0.5 * LOG_2PI).sum(-1)
+    assert isinstance(params, Tensor)
     match distribution:
-        case "gaussian":
-            mean, log_std = params.chunk(2, dim=-1)
-            z = (actions - mean) * torch.exp(-log_std)
-            return (-0.5 * (z * z + LOG_2PI) - log_std).sum(-1)
         case "categorical":
             return -F.cross_entropy(params, actions.long(), reduction="none")
         case "multi_categorical":
@@ -31,12 +36,13 @@ def log_prob(params: Tensor, actions: Tensor, distribution: Distribution, nvec: 
             return -F.binary_cross_entropy_with_logits(params, actions.float(), reduction="none").sum(-1)
 
 
-def entropy(params: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
-    """Entropy [N] in nats of the distributions `params` [N, P]."""
+def entropy(params: Params, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
+    """Entropy [N] in nats; [] where it is the same in all states."""
+    if distribution == "gaussian":
+        log_std = mean_and_log_std(params)[1]
+        return (log_std + 0.5 * (1 + LOG_2PI)).sum(-1)
+    assert isinstance(params, Tensor)
     match distribution:
-        case "gaussian":
-            log_std = params.chunk(2, dim=-1)[1]
-            return (log_std + 0.5 * (1 + LOG_2PI)).sum(-1)
         case "categorical":
             return categorical_entropy(params)
         case "multi_categorical":
@@ -44,6 +50,11 @@ def entropy(params: Tensor, distribution: Distribution, nvec: Sequence[int] = ()
         case "bernoulli":
             p = torch.sigmoid(params)
             return F.binary_cross_entropy_with_logits(params, p, reduction="none").sum(-1)
+
+
+def mean_and_log_std(params: Params) -> tuple[Tensor, Tensor]:
+    """Those of gaussians."""
+    return params.chunk(2, dim=-1) if isinstance(params, Tensor) else params  # type: ignore[return-value]
 
 
 def categorical_entropy(logits: Tensor) -> Tensor:
@@ -83,13 +94,16 @@ def generalized_advantages(
     return advantages
 
 
-def clipped_surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
-    """−min(ρ A, clip(ρ, 1−ε, 1+ε) A), averaged (PPO; Schulman et al., 2017, eq. 7). All arguments are [N]."""
-    ratio = torch.exp(logp - logp_old)
-    return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
+    """−min(ρ A, clip(ρ, 1−ε, 1+ε) A), averaged (PPO; Schulman et al., 2017, eq. 7), of log ρ [N] and A [N].
+
+    The minimum is A min(ρ, 1+ε) where A > 0 and A max(ρ, 1−ε) elsewhere: one bound on ρ in each sample.
+    """
+    good = advantages > 0
+    low, high = torch.where(good, 0.0, 1 - clip), torch.where(good, 1 + clip, torch.inf)
+    return -torch.dot(advantages, torch.exp(log_ratio).clamp(low, high)) / len(advantages)
 
 
-def approximate_kl(logp: Tensor, logp_old: Tensor) -> Tensor:
+def approximate_kl(log_ratio: Tensor) -> Tensor:
     """KL(π_old ‖ π) from samples of π_old: the mean of (ρ − 1) − log ρ, never negative (Schulman, 2020)."""
-    log_ratio = logp - logp_old
     return (torch.expm1(log_ratio) - log_ratio).mean()

@@ -20,6 +20,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learner.losses import Params
 from tutelage.errors import ConfigError
 from tutelage.plugins import did_you_mean
 from tutelage.policy import Distribution, MLPPolicy, distribution_of, mode
@@ -162,6 +163,8 @@ class Encoder(nn.Module):
         self.size = sum(leaf.size for leaf in self.leaves)  # type: ignore[misc]
 
     def forward(self, obs: Tree) -> Tensor:
+        if len(self.leaves) == 1:
+            return self.leaves[0](*tree.flatten(obs))
         leaves = tree.flatten(obs)
         return torch.cat([encode(x) for encode, x in zip(self.leaves, leaves, strict=True)], dim=-1)
 
@@ -178,7 +181,7 @@ def leaf_spaces(space: gym.Space) -> list[gym.Space]:
 class PolicyModule(TorchRLModule, InferenceOnlyAPI):
     """A policy and, where a method needs one, a value function of their own encoders.
 
-    `policy(obs)` are distribution parameters [N, P] in the layout of `tutelage.policy`, `value(obs)` is [N].
+    `policy(obs)` are distribution parameters, `value(obs)` is [N], `policy_and_value(obs)` are both for less.
     """
 
     def setup(self) -> None:
@@ -213,17 +216,25 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         """The observation is flat, so that the policy can be run in numpy."""
         return is_flat(self.observation_space)
 
-    def policy(self, obs: Tree) -> Tensor:
-        """Distribution parameters [N, P] for observations [N, ...]."""
-        x = self.pi(self.encoder(obs))
-        if self.log_std is None:
-            return x
-        return torch.cat([x, self.log_std.clamp(*LOG_STD_RANGE).expand_as(x)], dim=-1)
+    def policy(self, obs: Tree) -> Params:
+        """Distribution parameters [N, P] for observations [N, ...]; of gaussians means [N, D], log stds [D]."""
+        return self._params(self.encoder(obs))
+
+    def _params(self, features: Tensor) -> Params:
+        x = self.pi(features)
+        return x if self.log_std is None else (x, self.log_std.clamp(*LOG_STD_RANGE))
 
     def value(self, obs: Tree) -> Tensor:
         """State values [N]."""
         encoder = self.encoder if self.value_encoder is None else self.value_encoder
         return self.vf(encoder(obs)).squeeze(-1)
+
+    def policy_and_value(self, obs: Tree) -> tuple[Params, Tensor]:
+        """Both, with the features that they share computed once."""
+        if self.value_encoder is not None:
+            return self.policy(obs), self.value(obs)
+        features = self.encoder(obs)
+        return self._params(features), self.vf(features).squeeze(-1)
 
     def norms(self) -> list[tuple[int, list[ObservationNorm]]]:
         """The normalisers of each leaf of the observation that has any, by the leaf's number."""
@@ -233,7 +244,7 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         return [(i, norms) for i, norms in found if norms]
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        return {"action_dist_inputs": self.policy(batch["obs"])}
+        return {"action_dist_inputs": joined(self.policy(batch["obs"]))}
 
     def policy_arrays(self) -> MLPPolicy | None:
         """This policy in numpy, copied; None where it is not a plain MLP."""
@@ -254,6 +265,14 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         )
 
 
+def joined(params: Params) -> Tensor:
+    """Distribution parameters as one tensor [N, P]."""
+    if isinstance(params, Tensor):
+        return params
+    mean, log_std = params
+    return torch.cat([mean, log_std.expand_as(mean)], dim=-1)
+
+
 def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().copy()
 
@@ -266,7 +285,7 @@ class ModulePolicy:
 
     @torch.inference_mode()
     def act(self, obs: Tree) -> np.ndarray:
-        params = self.module.policy(tree.map_structure(torch.as_tensor, obs))
+        params = joined(self.module.policy(tree.map_structure(torch.as_tensor, obs)))
         actions = mode(params.numpy(), self.module.distribution, self.module.nvec)
         space = self.module.action_space
         if isinstance(space, gym.spaces.Box):

@@ -79,7 +79,7 @@ def test_dagger_descends_and_clones_a_simple_expert(tmp_path):
     figures = learner.update([], key="round-1", seed=1, env_steps=1024)
     assert figures["loss"] < 0.2  # chance: log 2 = 0.69
     obs, expert = taken[0].obs[:-1].reshape(-1, 4), taken[0].expert_actions.reshape(-1)
-    chosen = learner.policy.policy(torch.from_numpy(obs)).argmax(-1).numpy()
+    chosen = forward_of(learner.policy)(obs).argmax(-1)
     assert (chosen == expert).mean() > 0.9
 
 
@@ -136,6 +136,27 @@ def test_states_round_trip(tmp_path):
         each.update(taken, key="round-1", seed=1, env_steps=512)
     for a, b in zip(learner.policy.parameters(), other.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b)  # Adam's moments were restored too
+
+
+def test_an_update_is_adam_on_the_clipped_gradient(tmp_path):
+    learner = make_learner(tmp_path, "bc", grad_clip=0.01, num_epochs=1, minibatch_size=256)
+    taken = rollouts()
+    learner.dataset.append(taken, key="round-0")
+    learner._set_norms(learner.dataset)
+    before = [param.detach().clone().requires_grad_() for param in learner.policy.parameters()]
+    for copy, param in zip(before, learner.policy.parameters(), strict=True):
+        copy.grad = torch.zeros_like(param)
+    obs, actions = taken[0].obs[:-1].reshape(-1, 4), taken[0].expert_actions.reshape(-1)
+    loss, _ = learner.method.loss(
+        learner.policy, {"obs": torch.tensor(obs), "actions": torch.tensor(actions)}
+    )
+    for copy, gradient in zip(before, torch.autograd.grad(loss, learner.policy.parameters()), strict=True):
+        copy.grad = gradient
+    torch.nn.utils.clip_grad_norm_(before, 0.01)
+    torch.optim.Adam(before, lr=1e-3, eps=1e-5).step()
+    learner.update([], key="", seed=0, env_steps=256)
+    for expected, param in zip(before, learner.policy.parameters(), strict=True):
+        torch.testing.assert_close(param, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_learning_rate_schedule_is_followed(tmp_path):

@@ -39,6 +39,16 @@ def test_log_prob_and_entropy_are_those_of_torch_distributions(distribution):
     torch.testing.assert_close(entropy(params, distribution), expected.entropy())
 
 
+def test_a_log_std_of_all_states_is_as_one_in_each():
+    torch.manual_seed(0)
+    mean, log_std, actions = torch.randn(50, 3), torch.randn(3), torch.randn(50, 3)
+    joined = torch.cat([mean, log_std.expand_as(mean)], dim=-1)
+    torch.testing.assert_close(
+        log_prob((mean, log_std), actions, "gaussian"), log_prob(joined, actions, "gaussian")
+    )
+    torch.testing.assert_close(entropy((mean, log_std), "gaussian"), entropy(joined, "gaussian")[0])
+
+
 def test_multi_categorical_is_the_product_of_its_components():
     torch.manual_seed(0)
     params = torch.randn(20, sum(NVEC))
@@ -94,15 +104,21 @@ def test_a_time_limit_is_bootstrapped_and_a_terminal_state_is_not():
 
 def test_surrogate_pulls_towards_good_actions_only_inside_the_clip():
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    ratio = torch.tensor([1.0, 1.3, 1.0, 0.7])
-    logp = ratio.log().requires_grad_()
-    clipped_surrogate(logp, torch.zeros(4), advantages, clip=0.2).backward()
-    assert logp.grad is not None
-    assert logp.grad[0] < 0 < logp.grad[2]
-    assert logp.grad[1] == logp.grad[3] == 0
+    log_ratio = torch.tensor([1.0, 1.3, 1.0, 0.7]).log().requires_grad_()
+    clipped_surrogate(log_ratio, advantages, clip=0.2).backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad[0] < 0 < log_ratio.grad[2]
+    assert log_ratio.grad[1] == log_ratio.grad[3] == 0
+
+
+def test_surrogate_is_the_minimum_of_the_paper():
+    torch.manual_seed(0)
+    log_ratio, advantages = 0.5 * torch.randn(500), torch.randn(500)
+    ratio = log_ratio.exp()
+    expected = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+    torch.testing.assert_close(clipped_surrogate(log_ratio, advantages, clip=0.2), expected)
 
 
 def test_approximate_kl_is_zero_for_equal_policies_and_positive_otherwise():
-    logp = torch.tensor([-1.0, -2.0])
-    assert approximate_kl(logp, logp) == 0
-    assert approximate_kl(logp + torch.tensor([0.3, -0.3]), logp) > 0
+    assert approximate_kl(torch.zeros(2)) == 0
+    assert approximate_kl(torch.tensor([0.3, -0.3])) > 0

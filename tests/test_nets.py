@@ -7,7 +7,7 @@ import torch
 import tree
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
-from learner.nets import LOG_STD_RANGE, ObservationNorm, PolicyModule, load_policy, save_module
+from learner.nets import LOG_STD_RANGE, ObservationNorm, PolicyModule, joined, load_policy, save_module
 from tutelage.errors import ConfigError
 
 FLAT = Box(-np.inf, np.inf, (5,), np.float64)
@@ -35,7 +35,7 @@ def observations(space: gym.Space, n: int = 7) -> Any:
 def test_parameters_and_values_have_their_shapes(action_space, outputs):
     module = make(FLAT, action_space)
     obs = torch.randn(7, 5)
-    assert module.policy(obs).shape == (7, outputs)
+    assert joined(module.policy(obs)).shape == (7, outputs)
     assert module.value(obs).shape == (7,)
     assert module._forward({"obs": obs})["action_dist_inputs"].shape == (7, outputs)
 
@@ -53,11 +53,13 @@ def test_parameters_and_values_have_their_shapes(action_space, outputs):
 def test_other_observations_get_an_encoder_per_leaf(space):
     module = make(space, Discrete(4))
     obs = observations(space)
-    params = module.policy(obs)
+    params = joined(module.policy(obs))
     assert params.shape == (7, 4)
     assert module.policy_arrays() is None
     assert not torch.allclose(params[0], params[1])
     assert module.value(obs).shape == (7,)
+    both = module.policy_and_value(obs)
+    torch.testing.assert_close(both, (module.policy(obs), module.value(obs)))
 
 
 @pytest.mark.parametrize("action_space", ACTIONS)
@@ -69,7 +71,9 @@ def test_numpy_policy_equals_the_module(action_space, activation):
     obs = torch.randn(9, 5) * 5
     arrays = module.policy_arrays()
     assert arrays is not None
-    np.testing.assert_allclose(arrays(obs.numpy()), module.policy(obs).detach().numpy(), atol=1e-5)
+    params = module._forward({"obs": obs})["action_dist_inputs"]
+    np.testing.assert_allclose(arrays(obs.numpy()), params.detach().numpy(), atol=1e-5)
+    torch.testing.assert_close(module.policy_and_value(obs), (module.policy(obs), module.value(obs)))
 
 
 def test_runners_get_no_value_function():
@@ -116,7 +120,8 @@ def test_the_variance_of_a_feature_that_hardly_varies_is_not_lost():
 
 def test_log_std_stays_in_its_range():
     module = make(FLAT, ACTIONS[0], log_std_init=-50)
-    log_std = module.policy(torch.randn(1, 5))[0, 3:]
+    mean, log_std = module.policy(torch.randn(1, 5))
+    assert mean.shape == (1, 3)
     assert log_std.tolist() == [LOG_STD_RANGE[0]] * 3
 
 
@@ -129,5 +134,5 @@ def test_a_policy_for_images_is_saved_and_acts_alike(tmp_path):
     module = make(IMAGE, Discrete(4))
     save_module(module, tmp_path, {"env": "x"})
     obs = observations(IMAGE)
-    expected = module.policy(obs).argmax(-1).numpy()
+    expected = joined(module.policy(obs)).argmax(-1).numpy()
     np.testing.assert_array_equal(load_policy(tmp_path).act(obs.numpy()), expected)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import tree
 from torch import Tensor
 
+from learner.losses import Params
 from tutelage.types import Array, Rollout, Tree
 
 Columns = dict[str, Any]
@@ -34,8 +35,9 @@ def each(function: Callable[[Any], Any], columns: Tree) -> Any:
 class Policy(Protocol):
     """What a loss may use of a module: `learner.nets.PolicyModule`."""
 
-    def policy(self, obs: Tree) -> Tensor: ...
+    def policy(self, obs: Tree) -> Params: ...
     def value(self, obs: Tree) -> Tensor: ...
+    def policy_and_value(self, obs: Tree) -> tuple[Params, Tensor]: ...
     @property
     def distribution(self) -> Any: ...
     @property

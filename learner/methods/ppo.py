@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from learner.losses import approximate_kl, clipped_surrogate, entropy, generalized_advantages, log_prob
 from learner.methods._base import Columns, Critic, Method, Policy, each
@@ -80,20 +81,22 @@ class PPO(Method):
         )
 
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
-        params = policy.policy(minibatch["obs"])
+        params, values = policy.policy_and_value(minibatch["obs"])
         logp = log_prob(params, minibatch["actions"], policy.distribution, policy.nvec)
+        log_ratio = logp - minibatch["logp"]
         advantages = minibatch["advantages"]
         if self.normalise_advantages:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        surrogate = clipped_surrogate(logp, minibatch["logp"], advantages, clip=self.clip)
-        value_loss = 0.5 * (policy.value(minibatch["obs"]) - minibatch["returns"]).square().mean()
+            std, mean = torch.std_mean(advantages)
+            advantages = (advantages - mean) / (std + 1e-8)
+        surrogate = clipped_surrogate(log_ratio, advantages, clip=self.clip)
+        value_loss = 0.5 * F.mse_loss(values, minibatch["returns"])
         h = entropy(params, policy.distribution, policy.nvec).mean()
-        loss = surrogate + self.value_coefficient * value_loss - self.entropy_coefficient * h
-        with torch.no_grad():
-            kl = approximate_kl(logp, minibatch["logp"])
+        loss = surrogate + self.value_coefficient * value_loss
+        if self.entropy_coefficient:
+            loss = loss - self.entropy_coefficient * h
         return loss, {
             "loss": surrogate.detach(),
             "value_loss": value_loss.detach(),
             "entropy": h.detach(),
-            "kl": kl,
+            "kl": approximate_kl(log_ratio.detach()),
         }
