@@ -217,7 +217,7 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         return is_flat(self.observation_space)
 
     def policy(self, obs: Tree) -> Params:
-        """Distribution parameters [N, P] for observations [N, ...]; of gaussians means [N, D], log stds [D]."""
+        """Distribution parameters [N, P] for observations; a gaussian's means [N, D] and log stds [D]."""
         return self._params(self.encoder(obs))
 
     def _params(self, features: Tensor) -> Params:

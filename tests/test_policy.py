@@ -41,6 +41,15 @@ def test_forward_equals_torch(activation, normalised, batch):
     assert torch.equal(obs, kept)
 
 
+@pytest.mark.parametrize("shape", [(0, 6), (0, 2, 3), (4, 2, 3)])
+def test_forward_takes_any_number_of_rows_of_any_shape(shape):
+    W, b = np.eye(6, dtype=np.float32), np.zeros(6, np.float32)
+    policy = MLPPolicy([W], [b], "tanh", "gaussian", W[0], W[0] + 1, 10.0, log_std=b)
+    params = policy(np.ones(shape, np.float32))
+    assert params.shape == (shape[0], 12)
+    assert mode(params, "gaussian").shape == (shape[0], 6)
+
+
 def test_a_single_layer_leaves_its_input_alone():
     obs = np.ones((2, 3), np.float32)
     policy = MLPPolicy([np.eye(3, dtype=np.float32)], [np.ones(3, np.float32)], "tanh", "categorical")

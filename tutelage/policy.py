@@ -43,7 +43,8 @@ class MLPPolicy:
 
     def __call__(self, obs: Array) -> Array:
         """Distribution parameters [N, P] for observations [N, ...]."""
-        x = self._normalised(np.asarray(obs, np.float32).reshape(len(obs), -1))
+        flat = np.asarray(obs, np.float32).reshape(len(obs), math.prod(obs.shape[1:]))
+        x = self._normalised(flat)
         activate = ACTIVATIONS[self.activation]
         for W, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = x @ W
