@@ -112,8 +112,8 @@ class Dataset:
 
     @property
     def labels(self) -> int:
-        """Rows, each with an expert's action."""
-        return len(self)
+        """Rows about which an expert was asked; demonstrations came with their actions."""
+        return self.steps
 
     @property
     def steps(self) -> int:
@@ -283,11 +283,6 @@ class Dataset:
         """Rows drawn uniformly with replacement."""
         self._first()
         return self.take(rng.integers(len(self), size=rows), columns)
-
-    def stored(self, columns: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """Leaves of columns by name in the order in which they were stored, read-only, a block at a time."""
-        names = self._leaves_of(columns)
-        return (block.arrays(names) for block in self._blocks)
 
 
 def _rebuilt(structure: Mapping[str, Tree], arrays: Mapping[str, Array]) -> dict[str, Tree]:

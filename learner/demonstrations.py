@@ -1,4 +1,4 @@
-"""Demonstrations from files (npz, safetensors, the dataset of another run), and a dataset as npz for others.
+"""Demonstrations from files: npz, safetensors, the dataset of another run.
 
 A file holds `obs` and `acts`, equally long, or whole trajectories as the `imitation` library stores them:
 `obs` has one row more per episode, and `indices` says where `acts` is split into episodes. Nested
@@ -7,9 +7,8 @@ observations are `obs.joints`, `obs.camera`; where the words are 0, 1, ... they 
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ import tree
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from learner.blocks import Column
-from learner.columns import leaves
 from learner.dataset import Dataset
 from tutelage.errors import DatasetError
 from tutelage.plugins import did_you_mean
@@ -139,51 +136,3 @@ def _without_last(path: Path, obs: Tree, N: int, indices: Array | None) -> Tree:
         )
     last = ends + np.arange(len(ends))
     return tree.map_structure(lambda leaf: np.delete(leaf, last, axis=0), obs)
-
-
-def export_npz(dataset: Dataset, path: Path | str) -> None:
-    """Write all rows as `obs`, `acts` and the columns of their provenance, a block in memory at a time.
-
-    The file appears whole or not at all. Raises DatasetError when it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _replacing(temporary), zipfile.ZipFile(temporary, "w", allowZip64=True) as file:
-            for column in dataset.structure:
-                for name in leaves(dataset.structure[column]):
-                    _write_column(file, name, dataset)
-        temporary.rename(path)
-    except OSError as error:
-        raise DatasetError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _replacing(temporary: Path) -> Iterator[None]:
-    """Remove the file where the block under it fails."""
-    try:
-        yield
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write_column(file: zipfile.ZipFile, name: str, dataset: Dataset) -> None:
-    with file.open(f"{_exported(name)}.npy", "w", force_zip64=True) as out:
-        np.lib.format.write_array_header_2_0(out, _npy_header(dataset.columns[name], len(dataset)))
-        for block in dataset.stored(name.split(".")[:1]):
-            out.write(block[name].reshape(-1).view(np.uint8).data)
-
-
-def _exported(name: str) -> str:
-    """`acts` is what other libraries call the column of actions."""
-    column, *parts = name.split(".")
-    return ".".join(["acts" if column == "actions" else column, *parts])
-
-
-def _npy_header(column: Column, rows: int) -> dict[str, Any]:
-    return {
-        "descr": np.lib.format.dtype_to_descr(column.dtype),
-        "fortran_order": False,
-        "shape": (rows, *column.shape),
-    }

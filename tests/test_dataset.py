@@ -148,9 +148,9 @@ def test_demonstrations(tmp_path):
     demonstrations = Demonstrations(np.zeros((5, 2)), np.arange(5), source="somebody")
     assert dataset.append_demonstrations(demonstrations, key="demos") == 5
     assert dataset.append_demonstrations(demonstrations, key="demos") == 0
-    assert (dataset.labels, dataset.steps, dataset.rounds, dataset.sources) == (5, 0, 0, ("somebody",))
+    assert (dataset.labels, dataset.steps, dataset.rounds, dataset.sources) == (0, 0, 0, ("somebody",))
     assert dataset.append([numbered(0, 1, 1)], key="a") == 1
-    assert (dataset.labels, dataset.steps, dataset.rounds) == (6, 1, 1)
+    assert (dataset.labels, dataset.steps, dataset.rounds, len(dataset)) == (1, 1, 1, 6)
 
 
 @pytest.mark.parametrize(

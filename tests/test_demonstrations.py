@@ -1,18 +1,16 @@
-"""Demonstrations from files of others and of our own, and a dataset as a file for others."""
+"""Demonstrations from files of others and of our own."""
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tree
 from safetensors.numpy import save_file
 
 from learner.dataset import Dataset
-from learner.demonstrations import export_npz, load_demonstrations
+from learner.demonstrations import load_demonstrations
 from tutelage.errors import DatasetError
 from tutelage.types import Demonstrations
 
@@ -113,52 +111,6 @@ def test_paths_that_hold_none_are_refused(tmp_path):
     (tmp_path / "demos.csv").write_text("1,2")
     with pytest.raises(DatasetError, match=r"not '\.csv'"):
         load_demonstrations(tmp_path / "demos.csv")
-
-
-def mixed(rows: int) -> Demonstrations:
-    """Observations that are a tree with a tuple, an image and a flag; actions that are a dict."""
-    rng = np.random.default_rng(rows)
-    obs = {
-        "camera": rng.integers(0, 255, (rows, 4, 4, 3), np.uint8),
-        "body": {"joints": rng.normal(size=(rows, 3)).astype(np.float32), "touch": rng.random(rows) < 0.5},
-        "two": (rng.integers(0, 9, rows), rng.random((rows, 2), np.float32)),
-    }
-    return Demonstrations(obs, {"arm": rng.random((rows, 2), np.float32)}, "somebody")
-
-
-def test_an_exported_dataset_loads_as_demonstrations(tmp_path):
-    dataset = Dataset(tmp_path / "dataset")
-    parts = [mixed(5), mixed(8)]
-    for i, part in enumerate(parts):
-        dataset.append_demonstrations(part, key=str(i))
-    export_npz(dataset, tmp_path / "out.npz")
-    loaded = load_demonstrations(tmp_path / "out.npz")
-    for name in ("obs", "actions"):
-        expected = tree.map_structure(
-            lambda *leaves: np.concatenate(leaves), *(getattr(p, name) for p in parts)
-        )
-        tree.map_structure(np.testing.assert_array_equal, getattr(loaded, name), expected)
-    with np.load(tmp_path / "out.npz") as file:
-        assert {"by_expert", "beta", "version", "round", "runner", "reward", "executed.arm"} <= set(
-            file.files
-        )
-        assert file["by_expert"].dtype == np.bool_
-        assert file["by_expert"].all()
-
-
-def test_a_failed_export_leaves_nothing(tmp_path):
-    dataset = Dataset(tmp_path / "dataset")
-    with pytest.raises(DatasetError, match="is empty"):
-        export_npz(dataset, tmp_path / "out.npz")
-    dataset.append_demonstrations(mixed(2000), key="a")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with pytest.raises(DatasetError, match=r"cannot write .*out\.npz: File too large"):
-            export_npz(dataset, tmp_path / "out.npz")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
 def test_published_demonstrations(experts):
