@@ -2,15 +2,20 @@
 
 Behaviour cloning: 100,000 transitions of HalfCheetah's size, minibatch 256, one pass, beside a bare torch
 loop with fused Adam. PPO: one iteration of 4,096 steps on CartPole with 16 environments, 10 epochs,
-minibatch 256, collection included, beside RLlib's own PPO.
+minibatch 256, collection included, beside RLlib's own PPO. `bc-10m`: the same learner in a process of its own
+on 10 million transitions on disk (1.4 GB in the folder for temporary files) and on some in memory, in turns.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +27,15 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.common import Row, interleaved, row, run
-from learner.learner import MethodLearner
+from benchmarks.common import Row, cpu_seconds, interleaved, row, run
+from benchmarks.dataset import BLOCK, fill
+from learner.learner import CHUNK_ROWS, MethodLearner
 from services.trainer import TrainerConfig
 from tutelage.types import Demonstrations
 
 ROWS, MINIBATCH = 100_000, 256
+LARGE_ROWS, LARGE_CHUNKS = 10_000_000, 43  # chunks learned from: two of the seven parts that are read at once
+LARGE_MB = 2_000
 
 
 def transitions() -> tuple[np.ndarray, np.ndarray]:
@@ -37,14 +45,20 @@ def transitions() -> tuple[np.ndarray, np.ndarray]:
     return obs, np.tanh(obs[:, :6]).astype(np.float32)
 
 
-def our_bc(folder: Path) -> Callable[[], object]:
-    """One update of our learner, its dataset on disk."""
+def bc_learner(folder: Path) -> MethodLearner:
+    """Our learner on the dataset in a run's folder."""
     env = gym.make("HalfCheetah-v5")
     config = TrainerConfig().environment("HalfCheetah-v5").method("bc").storage(run_directory=folder)
     config.training(num_epochs=1, minibatch_size=MINIBATCH)
     spaces = {DEFAULT_MODULE_ID: (env.observation_space, env.action_space)}
     learner = MethodLearner(config=config, module_spec=config.get_multi_rl_module_spec(spaces=spaces))
     learner.build()
+    return learner
+
+
+def our_bc(folder: Path) -> Callable[[], object]:
+    """One update of our learner, its dataset on disk."""
+    learner = bc_learner(folder)
     assert learner.dataset is not None
     learner.dataset.append_demonstrations(Demonstrations(*transitions(), source="benchmark"), key="all")
     return partial(learner.update, [], key="", seed=0, env_steps=0)
@@ -84,6 +98,56 @@ def bc() -> Iterable[Row]:
         unit="samples/CPU-s",
         reach=0.9,
     )
+
+
+def bc_from_disk() -> Iterable[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder) / "disk" / "dataset", rows=LARGE_ROWS, block=BLOCK)
+        fill(Path(folder) / "memory" / "dataset", rows=2 * CHUNK_ROWS, block=CHUNK_ROWS)
+        learn = f"from benchmarks.learner import learn_in_turns; learn_in_turns({folder!r})"
+        done = subprocess.run([sys.executable, "-c", learn], stdout=subprocess.PIPE, text=True, check=True)
+    seconds = json.loads(done.stdout.splitlines()[-1])
+    samples = LARGE_CHUNKS * CHUNK_ROWS
+    yield row(
+        "learner",
+        f"BC, {LARGE_ROWS:,} transitions on disk",
+        ours=samples / seconds["disk"],
+        against="the same, all in memory",
+        reference=samples / seconds["memory"],
+        unit="samples/CPU-s",
+        reach=0.8,
+    )
+    yield row(
+        "learner",
+        f"peak memory of BC, {LARGE_ROWS:,} transitions on disk",
+        ours=seconds["peak_mb"],
+        against="limit",
+        reference=LARGE_MB,
+        unit="MB",
+        reach=1,
+        smaller_is_better=True,
+    )
+
+
+def learn_in_turns(folder: str) -> None:
+    """Print the CPU seconds that equally many samples take from the disk and from memory, and the peak
+    memory of this process, as JSON."""
+    torch.set_num_threads(1)
+    learners = {"disk": bc_learner(Path(folder) / "disk"), "memory": bc_learner(Path(folder) / "memory")}
+    learners["memory"].update([], key="", seed=0, env_steps=0)  # warms up
+    learners["memory"].config.num_epochs = LARGE_CHUNKS
+    chunks = {name: learner._chunks([], key="", seed=0) for name, learner in learners.items()}
+    seconds = dict.fromkeys(learners, 0.0)
+    for _ in range(LARGE_CHUNKS):
+        for name, learner in learners.items():
+            seconds[name] += cpu_seconds(partial(learner._descend, islice(chunks[name], 1)))
+    print(json.dumps({**seconds, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Of this process; getrusage would count its parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def our_ppo(env_id: str) -> Any:
@@ -151,7 +215,13 @@ def ppo_beside_peer() -> Iterable[Row]:
     )
 
 
-CASES: dict[str, Any] = {"bc": bc, "ppo": ppo, "bc-peer": bc_beside_peer, "ppo-peer": ppo_beside_peer}
+CASES: dict[str, Any] = {
+    "bc": bc,
+    "ppo": ppo,
+    "bc-10m": bc_from_disk,
+    "bc-peer": bc_beside_peer,
+    "ppo-peer": ppo_beside_peer,
+}
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
