@@ -167,7 +167,8 @@ def test_keys_of_overridden_methods_count_where_kwargs_pass_them_on():
     }
     with pytest.raises(ConfigError, match=r"training.lrr: unknown key; did you mean 'lr'\?"):
         check_arguments("training", Derived().training, {"lrr": 3})
-    with pytest.raises(ConfigError, match=r"training.num_sgd_iter: .*no effect here; use training.num_epochs"):
+    words = r"training.num_sgd_iter: .*no effect here; use training.num_epochs"
+    with pytest.raises(ConfigError, match=words):
         check_arguments("training", Derived().training, {"num_sgd_iter": 3})
 
 
