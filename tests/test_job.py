@@ -87,20 +87,14 @@ def test_a_run_in_a_relative_folder(tmp_path, monkeypatch):
         assert execute(run, sections(stop={"rounds": 5}))["rounds"] == 5
 
 
-def test_a_run_that_was_scaled_is_resumed_with_as_many_runners(tmp_path):
+def test_a_run_is_scaled_as_far_as_there_is_room_and_resumed_with_as_many_runners(tmp_path):
     config = sections(env_runners={"num_env_runners": 1})
+    watcher = Watcher({1: lambda job: scale_command(run.path, 99), 2: lambda job: scale_command(run.path, 2)})
     with RunDirectory.create(tmp_path / "run", config) as run:
-        summary = execute(run, config, Watcher({2: lambda job: scale_command(run.path, 2)}))
+        summary = execute(run, config, watcher)
+    assert any("no room for 99 env runners" in note for note in watcher.notes)
     assert summary["env_steps"] == (2 * 1 + 2 * 2) * 128
     assert run.config()["env_runners"]["num_env_runners"] == 2
-
-
-def test_scaling_past_the_clusters_room_is_refused_and_the_run_goes_on(tmp_path):
-    config = sections(env_runners={"num_env_runners": 1})
-    watcher = Watcher({1: lambda job: scale_command(run.path, 99)})
-    with RunDirectory.create(tmp_path / "run", config) as run:
-        assert execute(run, config, watcher)["env_steps"] == 4 * 128
-    assert any("no room for 99 env runners" in note for note in watcher.notes)
 
 
 def test_asynchronous_labels_under_way_at_the_end_are_kept(tmp_path):

@@ -82,6 +82,7 @@ def test_a_signal_ends_all_seeds_after_their_round_and_they_go_on(tmp_path):
     assert (pooled["seeds"], pooled["stopped_because"]) == (3, "seeds=3")
 
 
+@pytest.mark.slow
 def test_an_expert_that_fails_is_one_line(tmp_path):
     (tmp_path / "dies.py").write_text(
         "import numpy as np\ncalls = []\ndef act(obs):\n    calls.append(0)\n"
