@@ -122,7 +122,7 @@ class Dataset:
 
     @property
     def rounds(self) -> int:
-        """The largest round stored, plus one."""
+        """The largest round that is complete, plus one."""
         return 1 + max((block.header.round for block in self._blocks), default=-1)
 
     @property
@@ -162,10 +162,11 @@ class Dataset:
                 total[name] = total[name].merge(part) if name in total else part
         return total
 
-    def append(self, rollouts: Sequence[Rollout], *, key: str) -> int:
+    def append(self, rollouts: Sequence[Rollout], *, key: str, round: int | None = None) -> int:
         """Add the valid rows of these rollouts as one block; returns how many there are.
 
-        They are on the disk when this returns. A key that is already there adds nothing and returns 0. Raises
+        They are on the disk when this returns. `round` is the one that they complete, by default the last one
+        in which any of them was asked for. A key that is already there adds nothing and returns 0. Raises
         DatasetError for rows without expert actions, or unlike those already here.
         """
         if not rollouts or key in self.keys:
@@ -174,7 +175,7 @@ class Dataset:
         header = Header(
             key=key,
             steps=sum(rollout.env_steps() for rollout in rollouts),
-            round=max(rollout.provenance.round for rollout in rollouts),
+            round=max(rollout.provenance.round for rollout in rollouts) if round is None else round,
             source=rollouts[0].provenance.recipe.id,
             structure=structure_of(parts[0]),
         )

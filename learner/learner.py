@@ -7,7 +7,7 @@ update, fused Adam, gradient clipping, learning-rate schedules, several learners
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,14 @@ class MethodLearner(TorchLearner):
 
     def _open_dataset(self, path: Path) -> Dataset:
         """The run's dataset: written by the first learner, read by all."""
-        if not self._is_first():
-            self._barrier()
-            return Dataset(path, writable=False)
+        self._by_the_first(lambda: self._begin_dataset(path))
+        return Dataset(path, writable=self._is_first())
+
+    def _begin_dataset(self, path: Path) -> None:
         dataset = Dataset(path)
         demonstrations = getattr(self.method, "demonstrations", None)
-        if demonstrations:
-            dataset.append_demonstrations(load_demonstrations(demonstrations), key=f"file:{demonstrations}")
-        self._barrier()
-        return dataset
+        if demonstrations and (key := f"file:{demonstrations}") not in dataset.keys:
+            dataset.append_demonstrations(load_demonstrations(demonstrations), key=key)
 
     @property
     def policy(self) -> PolicyModule:
@@ -99,17 +98,28 @@ class MethodLearner(TorchLearner):
         return self.method.loss(self.policy, batch)[0]
 
     def update(  # type: ignore[override]
-        self, rollouts: Sequence[Rollout | ray.ObjectRef], *, key: str, seed: int, env_steps: int
+        self,
+        rollouts: Sequence[Rollout | ray.ObjectRef],
+        *,
+        key: str,
+        seed: int,
+        env_steps: int,
+        round: int | None = None,
     ) -> dict[str, float]:
         """Learn from `rollouts`, and for dataset methods from all before them.
 
-        `key` names the rollouts, so that they are stored once even if they are sent twice. Returns means over
+        `key` names the rollouts, so that they are stored once even if they are sent twice; `round` is the one
+        that they complete. Returns means over
         the minibatches of what the method reports, `minibatches`, and `dataset`, `expert_labels` and
         `dataset_steps` where there is a dataset.
         """
         self.before_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         self._weights_seq_no += 1
-        figures = self._descend(self._chunks(fetched(rollouts), key=key, seed=seed))
+        if self.dataset is None:
+            figures = self._descend(self._chunks_of_rollouts(fetched(rollouts), seed=seed))
+        else:
+            self.store(rollouts, key=key, round=round)
+            figures = self._descend(self._chunks_of_dataset(self.dataset, seed=seed))
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         if self.dataset is not None:
             figures |= {
@@ -119,27 +129,20 @@ class MethodLearner(TorchLearner):
             }
         return figures
 
-    def store(self, rollouts: Sequence[Rollout | ray.ObjectRef], *, key: str) -> None:
-        """D ← D ∪ D_i without learning from it yet."""
-        assert self.dataset is not None
-        self.dataset.append(fetched(rollouts), key=key)
+    def store(
+        self, rollouts: Sequence[Rollout | ray.ObjectRef], *, key: str, round: int | None = None
+    ) -> None:
+        """D ← D ∪ D_i, written by the first learner. All learners have to be asked for it."""
+        dataset = self.dataset
+        assert dataset is not None
+        self._by_the_first(lambda: dataset.append(fetched(rollouts), key=key, round=round))
+        if not self._is_first():
+            dataset.refresh()
 
     # Data
 
-    def _chunks(self, rollouts: Sequence[Rollout], *, key: str, seed: int) -> Iterator[Columns]:
-        if self.dataset is None:
-            return self._chunks_of_rollouts(rollouts, seed=seed)
-        return self._chunks_of_dataset(self.dataset, rollouts, key=key, seed=seed)
-
-    def _chunks_of_dataset(
-        self, dataset: Dataset, rollouts: Sequence[Rollout], *, key: str, seed: int
-    ) -> Iterator[Columns]:
-        """D ← D ∪ D_i, then shuffled passes over this learner's share of D."""
-        if rollouts and self._is_first():
-            dataset.append(rollouts, key=key)
-        self._barrier()
-        if not self._is_first():
-            dataset.refresh()
+    def _chunks_of_dataset(self, dataset: Dataset, *, seed: int) -> Iterator[Columns]:
+        """Shuffled passes over this learner's share of D."""
         self._set_norms(dataset)
         for chunk in dataset.batches(
             rows=CHUNK_ROWS,
@@ -252,9 +255,21 @@ class MethodLearner(TorchLearner):
     def _is_first(self) -> bool:
         return self._rank() == 0
 
-    def _barrier(self) -> None:
+    def _by_the_first(self, work: Callable[[], object]) -> None:
+        """Have the first learner do it while the others wait; where it fails, all of them raise."""
+        error: Exception | None = None
+        if self._is_first():
+            try:
+                work()
+            except Exception as caught:
+                error = caught
+        failed = torch.tensor(float(error is not None), device=self._device)
         if self._world() > 1:
-            dist.barrier()
+            dist.broadcast(failed, src=0)
+        if error is not None:
+            raise error
+        if failed:
+            raise TrainingError("the first learner could not write the dataset")
 
 
 def fetched(rollouts: Sequence[Rollout | ray.ObjectRef]) -> list[Rollout]:

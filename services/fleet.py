@@ -64,7 +64,6 @@ class Fleet:
         self.restore = restore
         self.in_flight: dict[int, int] = {}  # actor -> version of the policy that it was asked to act with
         self.arrived: list[Collected] = []  # asynchronously, not handed out yet
-        self.restarts = 0  # of runners, when `in_flight` was last true
 
     def __len__(self) -> int:
         return 1 if self.local else self.group.num_remote_env_runners()
@@ -97,12 +96,20 @@ class Fleet:
 
         What an expert fails to label is left out; the others' labels are kept.
         """
-        finish = partial(finished, by_reference=self.by_reference)
-        rest = list(self._each(finish, len(self)))
-        rest += [result for _, result in self.group.fetch_ready_async_reqs(tags="sample")]
-        self.in_flight.clear()
-        self.arrived += [one for part in rest for one in part if not isinstance(one, Failure)]
+        self._finish_on(None if self.local else self.group.healthy_env_runner_ids())
         return self._hand_out()
+
+    def _finish_on(self, ids: Sequence[int] | None) -> None:
+        """Let these runners end what they do, and keep it; None: the local one."""
+        finish = partial(finished, by_reference=self.by_reference)
+        if ids is None:
+            rest = [finish(self.group.local_env_runner)]
+        else:
+            rest = self.group.foreach_env_runner(finish, local_env_runner=False, remote_worker_ids=list(ids))
+            for actor, result in self.group.fetch_ready_async_reqs(tags="sample"):
+                self.in_flight.pop(actor, None)
+                rest.append(result)
+        self.arrived += [one for part in rest for one in part if not isinstance(one, Failure)]
 
     def _take(self, results: Sequence[Sequence[Any]]) -> None:
         """Keep the rollouts among what runners answered; then raise OracleError if an expert failed."""
@@ -122,11 +129,11 @@ class Fleet:
         for actor, _ in ready:
             self.in_flight.pop(actor, None)
         self._take([result for _, result in ready])
-        if self.restarts != (restarts := self.group.num_remote_worker_restarts()):
-            self.in_flight.clear()  # some went with their runner; RLlib drops what is sent to a busy one
-            self.restarts = restarts
         healthy = set(self.group.healthy_env_runner_ids())
-        self.in_flight = {actor: v for actor, v in self.in_flight.items() if actor in healthy}
+        busy = healthy & {
+            actor for _, actor in self.group._worker_manager._in_flight_req_to_actor_id.values()
+        }
+        self.in_flight = {actor: v for actor, v in self.in_flight.items() if actor in busy}
         enough = sum(one.env_steps() for one in self.arrived) >= len(self) * self.steps_per_fragment
         lagging = any(version - v >= self.max_version_lag for v in self.in_flight.values())
         if enough and lagging:
@@ -195,12 +202,16 @@ class Fleet:
         if runners < 1 or self.local:
             raise ConfigError("env_runners.num_env_runners can change only among numbers of at least 1")
         ids = sorted(self.group._worker_manager.actor_ids())
+        if runners > len(ids) and ray.util.get_current_placement_group() is not None:
+            raise ConfigError("a seed among several has the room that it began with; scale single runs")
         room = ray.available_resources().get("CPU", 0.0)
         if (runners - len(ids)) * cpus_per_runner > room:
             raise ConfigError(
                 f"no room for {runners} env runners: {len(ids)} run, {room:g} CPUs are free and one takes "
                 f"{cpus_per_runner:g}; add nodes to the cluster first"
             )
+        if ids[runners:]:
+            self._finish_on(ids[runners:])
         for actor in ids[runners:]:
             ray.kill(self.group._worker_manager.remove_actor(actor))
             self.in_flight.pop(actor, None)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,9 @@ class Job:
         start_ray(self.config, spare_cpus=SPARE_CPUS)
         with Interruption().caught() as interruption:
             try:
+                self.run.write_summary(
+                    {**self.before, **self._facts(), **self.known, "stopped_because": None}
+                )
                 self.trainer = self._restore_or_build()
                 self._measure_baselines(progress)
                 why = self._train(started, progress, interruption)
@@ -133,13 +136,19 @@ class Job:
                 if self.trainer is not None:
                     self.trainer.stop()
 
-    def _restore_or_build(self) -> Trainer:
+    def _restore_or_build(self, rescued: Sequence[Any] = ()) -> Trainer:
+        """The trainer of the last checkpoint or a new one, with all that is on disk or was rescued."""
         checkpoint = self.run.latest_checkpoint()
         if checkpoint is None:
             trainer = Trainer(config=self.config)
         else:
             trainer = Trainer.restored(checkpoint, self.config)
-        self.run.truncate_after(trainer.round - 1)
+        if rescued:
+            trainer.store(rescued)
+        self.run.truncate_after(trainer.round - 2 if trainer.behind else trainer.round - 1)
+        if trainer.catch_up():
+            trainer.figures["wall_s"] = self.wall_before
+            self.run.log(trainer.figures, step=trainer.env_steps)
         return trainer
 
     def _measure_baselines(self, progress: Progress) -> None:
@@ -197,8 +206,9 @@ class Job:
             words = str(error).splitlines()[0]
             raise TrainingError(f"learners died {deaths} times in a row: {words}") from error
         progress.note(f"a learner died ({type(error).__name__}): going on from the last checkpoint")
+        rescued = self.trainer.rescue()
         self.trainer.stop()
-        self.trainer = self._restore_or_build()
+        self.trainer = self._restore_or_build(rescued)
 
     def _finish(self, progress: Progress) -> None:
         assert self.trainer is not None
@@ -238,6 +248,7 @@ class Job:
             "env": str(self.config.env),
             "seed": self.config.seed,
             "expert": self.config.oracle_spec.oracle if self.config.oracle_spec else None,
+            "expert_arguments": dict(self.config.oracle_spec.arguments) if self.config.oracle_spec else {},
             "episodes": self.settings.episodes,
         }
 
@@ -246,7 +257,7 @@ class Job:
         facts = self._facts()
         if self.before.get("episodes") != facts["episodes"]:
             return {}
-        same = self.before.get("expert") == facts["expert"]
+        same = all(self.before.get(key) == facts[key] for key in ("expert", "expert_arguments"))
         keys = [f"{who}_{what}" for who in ("expert", "random") for what in ("return", "ci95")]
         known = {key: self.before[key] for key in keys if self.before.get(key) is not None}
         return {key: value for key, value in known.items() if same or key.startswith("random")}

@@ -132,9 +132,12 @@ def no_effect(name: str) -> str | None:
 def check_effects(config: Any, defaults: Any) -> None:
     """Raise ConfigError for one of RLlib's settings that was given, also in Python, and would be ignored."""
     given, known = vars(config), vars(defaults)
+    taken = {key for keys in RLLIB.values() for key in keys}  # a field may be reached through two sections
     for name in INSTEAD:
         _, _, key = name.partition(".")
-        if any(given[field] != known[field] for field in (key, f"_{key}") if field in known):
+        if key not in taken and any(
+            given[field] != known[field] for field in (key, f"_{key}") if field in known
+        ):
             raise ConfigError(f"{name}: {no_effect(name)}")
 
 

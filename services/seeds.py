@@ -69,7 +69,7 @@ def fit(config: TrainerConfig, sections: Sections, path: Path, *, quiet: bool) -
     shutil.rmtree(path / TUNE, ignore_errors=True)
     start_ray(config)
     trial = tune.with_resources(
-        tune.with_parameters(seed_trial, sections=sections, path=str(path.resolve())),
+        tune.with_parameters(seed_trial, sections=sections, path=str(path.resolve()), folder=os.getcwd()),
         Trainer.default_resource_request(config),  # type: ignore[arg-type]
     )
     tuner = tune.Tuner(
@@ -137,10 +137,15 @@ def requested(request: Path) -> str | None:
     return request.read_text(encoding="utf-8") if request.exists() else None
 
 
-def seed_trial(config: Mapping[str, Any], *, sections: Sections, path: str) -> None:
-    """One trial: a whole job, or what is left of it. What a user can act on is reported, not tried again."""
+def seed_trial(config: Mapping[str, Any], *, sections: Sections, path: str, folder: str) -> None:
+    """One trial: a whole job, or what is left of it. What a user can act on is reported, not tried again.
+
+    It runs in the `folder` of the command, where there is one on its machine: files are named from there.
+    """
     from ray import tune
 
+    if Path(folder).is_dir():
+        os.chdir(folder)
     if requested(Path(path) / REQUEST):
         return
     try:
@@ -159,6 +164,7 @@ def run_seed(seed: int, sections: Sections, path: Path) -> dict[str, Any]:
     with RunDirectory.resume(folder) if is_run(folder) else RunDirectory.create(folder, own) as run:
         summary = run.read_summary()
         if not is_done(summary) or run.config() != own:
+            run.write_summary({**summary, "stopped_because": None})
             run.write_config(own)
             job = Job(run, own)
             job.stop = StopOrRequest(**asdict(job.stop), request=path / REQUEST)

@@ -55,7 +55,7 @@ class Stop:
         }
         for name, (value, limit) in limits.items():
             if limit is not None and value >= limit:
-                return f"{name}={getattr(self, name):g}"
+                return f"{name}={getattr(self, name)}"
         return None
 
     def goal(self, expert_return: float | None) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -24,7 +25,7 @@ from actors.env_runner import RolloutRunner
 from actors.environments import make_env
 from expert_oracle.checkpoint import load_policy, save_policy
 from expert_oracle.loading import OracleSpec
-from learner.learner import MethodLearner, metrics_of
+from learner.learner import MethodLearner, fetched, metrics_of
 from learner.methods import make_method
 from learner.methods._base import Method
 from learner.nets import PolicyModule, model_config, save_module
@@ -207,6 +208,8 @@ class TrainerConfig(AlgorithmConfig):
         check_numbers(self)
         for i in range(100):
             self.learning_method.beta_at(i)
+        if "value" in (self._model_config or {}):
+            raise ConfigError("rl_module.model_config.value is not a setting: methods have what they need")
         model_config({k: v for k, v in (self.model_config or {}).items() if k != "value"})
         super().validate()
 
@@ -238,6 +241,8 @@ class Trainer(Algorithm):
         self.best_mean = -np.inf
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.figures: dict[str, Any] = {}
+        self.in_hand: list[Collected] = []  # collected and not learned from yet
+        self.behind = False  # the dataset has rounds that the policy was not fitted to
         if self.config.run_directory is None:
             self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)  # pyright: ignore[reportIncompatibleVariableOverride]
             self.config.freeze()
@@ -273,6 +278,7 @@ class Trainer(Algorithm):
         if self.method.learns_from != "dataset":
             return
         rounds, steps, labels, rows = self._first_learner(dataset_counts)
+        self.behind = self.behind or rounds > self.round
         self.round = max(self.round, rounds)
         self.env_steps = max(self.env_steps, steps)
         self.figures |= {"expert_labels": labels, "dataset": rows, "env_steps": self.env_steps}
@@ -295,7 +301,9 @@ class Trainer(Algorithm):
         collected = time.perf_counter()
         steps = sum(rollout.env_steps() for rollout in rollouts)
         self.env_steps += steps
+        self.in_hand = rollouts
         learned = self._learn(rollouts)
+        self.in_hand, self.behind = [], False
         self._publish()
         self.figures = {
             **{k: v for k, v in self.figures.items() if k in ("expert_labels", "dataset")},
@@ -337,16 +345,48 @@ class Trainer(Algorithm):
         """
         if self.method.learns_from != "dataset":
             return
-        if rest := self.fleet.drain():
-            key = f"round-{self.round:08d}-after-{self.figures.get('expert_labels', 0)}"
-            self._first_learner(partial(store_on, rollouts=payload_of(rest), key=key))
+        self.store([(self._rest_key(), self.round - 1, self.fleet.drain())])
+
+    def _rest_key(self) -> str:
+        """A name for labels that complete no round; the number of those before makes it unique."""
+        return f"round-{self.round:08d}-after-{self.figures.get('expert_labels', 0)}"
+
+    def store(self, blocks: Sequence[tuple[str, int, Sequence[Collected]]]) -> None:
+        """Put rollouts into the dataset by key and round; a key that is there adds nothing."""
+        for key, number, rollouts in blocks:
+            if rollouts:
+                payload = payload_of(rollouts)
+                self._all_learners(partial(store_on, rollouts=payload, key=key, round=number))
         self._continue_dataset()
+
+    def rescue(self) -> list[tuple[str, int, Sequence[Collected]]]:
+        """What a trainer whose learner died has collected, for `store` of the next one."""
+        if self.method.learns_from != "dataset":
+            return []
+        blocks = [(self._round_key(), self.round, self.in_hand), (self._rest_key(), -1, self.fleet.drain())]
+        return [(key, number, fetched(payload_of(rollouts))) for key, number, rollouts in blocks]
+
+    def catch_up(self) -> bool:
+        """Fit the policy to rounds that are on disk and that no checkpoint knows; whether there were any."""
+        if not self.behind:
+            return False
+        self.round -= 1
+        self.figures |= {**self._learn([]), "round": self.round, "env_steps": self.env_steps}
+        self.round, self.behind = self.round + 1, False
+        self._publish()
+        if self.config.evaluation_interval:
+            self.evaluate()
+        return True
+
+    def _round_key(self) -> str:
+        return f"round-{self.round:08d}"
 
     def _learn(self, rollouts: Sequence[Collected]) -> dict[str, float]:
         update = partial(
             update_on,
             rollouts=payload_of(rollouts),
-            key=f"round-{self.round:08d}",
+            key=self._round_key(),
+            round=self.round,
             seed=(self.config.seed or 0) * 1_000_003 + self.round,
             env_steps=self.env_steps,
         )
@@ -356,8 +396,18 @@ class Trainer(Algorithm):
     def _all_learners(self, function: Callable[[MethodLearner], Any], which: Any = None) -> list[Any]:
         """`function` of every learner, or of those numbered `which`; an error of any is raised here."""
         assert self.learner_group is not None
-        results = self.learner_group.foreach_learner(function, remote_actor_ids=which, healthy_only=False)  # type: ignore[arg-type]
-        return [result.get() if result.ok else raise_(result.get()) for result in results]
+        results = [
+            result.get()
+            for result in self.learner_group.foreach_learner(
+                function,  # type: ignore[arg-type]
+                remote_actor_ids=which,
+                healthy_only=False,
+            )
+        ]
+        errors = [result for result in results if isinstance(result, Exception)]
+        for error in sorted(errors, key=lambda error: not isinstance(error, RayActorError)):
+            raise_(error)  # a death comes first: the others fail because of it
+        return results
 
     def _first_learner(self, function: Callable[[MethodLearner], Any]) -> Any:
         """`function` of the learner that writes; the others have the same weights."""
@@ -435,6 +485,7 @@ class Trainer(Algorithm):
         self.best_mean = max(own.get("best_mean", -np.inf), self._best_on_disk())
         self.figures = dict(own.get("figures", {}))
         self.returns = deque(own.get("returns", ()), maxlen=RETURN_WINDOW)
+        self.behind = False
         self._continue_dataset()
         self._publish()
 
@@ -458,9 +509,9 @@ def update_on(learner: MethodLearner, **payload: Any) -> dict[str, float]:
     return learner.update(**payload)
 
 
-def store_on(learner: MethodLearner, *, rollouts: Sequence[Rollout | ray.ObjectRef], key: str) -> None:
+def store_on(learner: MethodLearner, **payload: Any) -> None:
     """On a learner: put rollouts into the dataset without learning."""
-    learner.store(rollouts, key=key)
+    learner.store(**payload)
 
 
 def policy_weights(learner: MethodLearner) -> dict[str, Any]:

@@ -54,3 +54,17 @@ class OneFails:
         except FileExistsError:
             return False
         return True
+
+
+class Counting:
+    """The scripted expert, which notes in a file how many states of rollouts it was asked about."""
+
+    def __init__(self, file):
+        self.file = Path(file)
+        self.expert = OracleSpec("scripted:cartpole", {}).build()
+
+    def act(self, obs):
+        if len(obs) > 4:
+            with self.file.open("ab") as file:
+                file.write(b"." * len(obs))
+        return self.expert.act(obs)

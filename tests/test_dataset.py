@@ -607,3 +607,10 @@ def test_a_full_disk_leaves_no_half_block(tmp_path):
     assert files(tmp_path) == ["block-00000000.arrow", "block-00000001.arrow"]
     dataset = Dataset(tmp_path)
     assert (len(dataset), dataset.keys, dataset.lost) == (200, {"a", "c"}, [])
+
+
+def test_the_round_that_is_complete_may_be_later_than_the_one_that_was_asked_for(tmp_path):
+    dataset = Dataset(tmp_path)
+    dataset.append([numbered(0, 2, 2, round=0)], key="a", round=4)
+    dataset.append([numbered(4, 2, 2, round=1)], key="b")
+    assert dataset.rounds == Dataset(tmp_path).rounds == 5

@@ -61,22 +61,48 @@ def execute(run, config, watcher=None):
     return watcher.job.execute(watcher)
 
 
-def kill_learner(job):
-    (pid,) = job.trainer._all_learners(lambda learner: os.getpid())
+def kill_the_last_learner(job):
+    pid = job.trainer._all_learners(lambda learner: os.getpid())[-1]
     assert pid != os.getpid()
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_killed_learner_goes_on_from_the_last_checkpoint(tmp_path):
-    config = sections(learners={"num_learners": 1, "num_cpus_per_learner": 1})
-    watcher = Watcher({2: kill_learner})
+@pytest.mark.parametrize("learners", [1, 2])
+def test_a_killed_learner_goes_on_from_the_last_checkpoint(tmp_path, learners):
+    config = sections(
+        learners={"num_learners": learners, "num_cpus_per_learner": 1},
+        method={"beta": 0.0},  # then it is asked about whole rollouts
+        expert={
+            "oracle": "tests/experts_for_runs.py:Counting",
+            "arguments": {"file": str(tmp_path / "asked")},
+        },
+    )
+    watcher = Watcher({2: kill_the_last_learner})
     with RunDirectory.create(tmp_path / "run", config) as run:
         summary = execute(run, config, watcher)
     assert any("a learner died" in note for note in watcher.notes)
     assert summary["rounds"] == 4
     labels = Dataset(run.dataset, writable=False).labels
     assert summary["expert_labels"] == summary["env_steps"] == labels == 4 * 128
+    assert (tmp_path / "asked").stat().st_size == 4 * 128, "somebody was asked again"
     assert [line["round"] for line in run.metrics()] == [0, 1, 2, 3]
+
+
+def test_a_run_that_ended_before_its_last_fit_makes_up_for_it(tmp_path):
+    config = sections(method={"name": "bc"}, stop={"rounds": 1}, run={"checkpoint_every_s": 60.0})
+    config["env_runners"] |= {"rollout_fragment_length": 500}
+    with RunDirectory.create(tmp_path / "run", config) as run:
+        trainer = Trainer(config=Job(run, config).config)
+        try:
+            (rollout,) = trainer._collect(beta=1.0)
+            trainer.store([("round-00000000", 0, [rollout])])  # and then the process was killed
+        finally:
+            trainer.stop()
+        summary = execute(run, config)
+    assert summary["rounds"] == 1
+    assert summary["expert_labels"] == 2000
+    assert summary["return_mean"] > 100  # chance gets 22
+    assert [line["round"] for line in run.metrics()] == [0]
 
 
 def test_a_run_in_a_relative_folder(tmp_path, monkeypatch):

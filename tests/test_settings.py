@@ -252,3 +252,7 @@ def test_demonstrations_that_cannot_be_read_are_refused(tmp_path):
         line = refused(f"method.demonstrations={tmp_path / name}", preset="bc-cartpole")
         assert line.startswith("method.demonstrations: ")
         assert words in line
+
+
+def test_a_learner_of_ones_own_is_taken():
+    preflight(load_config("dagger-cartpole", ["learners.learner_class=learner.learner:MethodLearner"]))

@@ -86,7 +86,7 @@ class PPO(Method):
         log_ratio = logp - minibatch["logp"]
         advantages = minibatch["advantages"]
         if self.normalise_advantages:
-            std, mean = torch.std_mean(advantages)
+            std, mean = torch.std_mean(advantages, correction=0)
             advantages = (advantages - mean) / (std + 1e-8)
         surrogate = clipped_surrogate(log_ratio, advantages, clip=self.clip)
         value_loss = 0.5 * F.mse_loss(values, minibatch["returns"])
