@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,9 @@ def train(
     A run ends at the first of its `stop` criteria that is met, e.g. `stop.rounds=100`; with none it goes on
     until Ctrl-C, which ends any run after the current round with a checkpoint. `tutelage resume RUN` goes on.
     """
+    from services.overrides import load_config
+
+    load_config(config, overrides or [])  # what is mistyped is said before the heavy imports
     from services.commands import train_command
 
     _finish(train_command(config, overrides or [], run, quiet=as_json), as_json)
@@ -76,6 +80,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the best policy of a run on fresh episodes."""
+    _must_be_run(run)
     from services.commands import evaluate_command
 
     _finish(evaluate_command(run, episodes=episodes, seed=seed, video=video), as_json)
@@ -99,6 +104,7 @@ def scale(
     num_env_runners: Annotated[int, typer.Argument(min=1, help="Rollout actors from the next round on.")],
 ) -> None:
     """Change the number of rollout actors of a run while it goes on."""
+    _must_be_run(run)
     from services.commands import scale_command
 
     scale_command(run, num_env_runners)
@@ -167,10 +173,22 @@ def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:
         typer.echo(json.dumps(summary))
 
 
+def _must_be_run(path: Path) -> None:
+    """Raise ConfigError before the heavy imports."""
+    from services.run_directory import RunDirectory
+
+    RunDirectory.open(path)
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.secho(f"warning: {message}", err=True, fg=typer.colors.YELLOW)
+
+
 def main() -> None:
     """Entry point: errors that a user can act on are one line and exit status 2."""
     from tutelage.errors import TutelageError
 
+    warnings.showwarning = _one_line_warning
     try:
         app()
     except TutelageError as error:

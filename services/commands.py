@@ -10,8 +10,8 @@ from expert_oracle.checkpoint import load_checkpoint
 from services import report
 from services.job import CONTROL, execute, measure, new_run
 from services.overrides import changed_for_resume, load_config
-from services.run_directory import SEEDS, RunDirectory, default_path, write_json
-from services.seeds import resume_seeds, train_seeds
+from services.run_directory import SEEDS, RunDirectory, default_path, is_training, write_json
+from services.seeds import is_done, resume_seeds, train_seeds
 from services.settings import TuneSettings, build_config, preflight, settings_of
 from services.trainer import result_seeds
 from tutelage.errors import ConfigError
@@ -32,6 +32,10 @@ def resume_command(path: Path, overrides: list[str], *, quiet: bool) -> dict[str
     if (path / SEEDS).is_file():
         return resume_seeds(path, overrides, quiet=quiet)
     with RunDirectory.resume(path) as run:
+        summary = run.read_summary()
+        if is_done(summary) and not overrides:
+            why = summary["stopped_because"]
+            raise ConfigError(f"{path} has ended by {why}; give it more to do, e.g. stop.rounds=100")
         sections = changed_for_resume(run.config(), overrides)
         preflight(sections)
         run.write_config(sections)
@@ -66,5 +70,10 @@ def scale_command(path: Path, num_env_runners: int) -> None:
     if not build_config(run.config()).num_env_runners:
         raise ConfigError(
             f"{path} collects in the trainer's own process; start it with env_runners.num_env_runners=1"
+        )
+    if not is_training(path):
+        raise ConfigError(
+            f"{path} is not being trained; `tutelage resume {path} "
+            f"env_runners.num_env_runners={num_env_runners}` goes on with as many"
         )
     write_json(run.path / CONTROL, {"num_env_runners": num_env_runners})

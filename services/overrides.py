@@ -61,9 +61,10 @@ def find_config(name_or_path: str | Path) -> Path:
         return path
     if name in known:
         return PRESETS / f"{name}.yaml"
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_dir():
-        raise ConfigError(f"{name}: {'a folder, not a' if path.is_dir() else 'no such'} configuration file")
     listing = f" (presets: {', '.join(known)})" if known else ""
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_dir():
+        what = "a folder, not a" if path.is_dir() else "no such"
+        raise ConfigError(f"{name}: {what} configuration file; `tutelage presets` lists what there is")
     near = did_you_mean(name, known)
     raise ConfigError(f"no preset named {name!r}{near if near.endswith('?') else ''}{listing}")
 

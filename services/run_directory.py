@@ -303,6 +303,15 @@ def take_lock(path: Path) -> TextIO:
     return file
 
 
+def is_training(path: Path) -> bool:
+    """Whether a process holds the folder."""
+    try:
+        take_lock(path).close()
+    except ConfigError:
+        return True
+    return False
+
+
 def _open_whole_lines(path: Path) -> TextIO:
     """Open for appending, without the torn line that a kill may have left at the end."""
     if path.exists():

@@ -67,7 +67,7 @@ def kill_the_last_learner(job):
     os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("learners", [1, 2])
+@pytest.mark.parametrize("learners", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_learner_goes_on_from_the_last_checkpoint(tmp_path, learners):
     config = sections(
         learners={"num_learners": learners, "num_cpus_per_learner": 1},
@@ -127,7 +127,7 @@ def test_asynchronous_labels_under_way_at_the_end_are_kept(tmp_path):
     config = sections(
         env_runners={"num_env_runners": 2},
         collection={"asynchronous": True},
-        expert={"oracle": "tests/experts_for_runs.py:SlowCartPole", "arguments": {"seconds": 0.3}},
+        expert={"oracle": "tests/experts_for_runs.py:SlowCartPole", "arguments": {"seconds": 0.1}},
     )
     with RunDirectory.create(tmp_path / "run", config) as run:
         summary = execute(run, config)
