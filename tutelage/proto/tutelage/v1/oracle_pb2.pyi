@@ -25,22 +25,28 @@ class DescribeReply(_message.Message):
     def __init__(self, name: _Optional[str] = ..., env_id: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ActRequest(_message.Message):
-    __slots__ = ("id", "obs")
+    __slots__ = ("id", "obs", "timeout_s", "oldest")
     ID_FIELD_NUMBER: _ClassVar[int]
     OBS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
     id: int
     obs: Tree
-    def __init__(self, id: _Optional[int] = ..., obs: _Optional[_Union[Tree, _Mapping]] = ...) -> None: ...
+    timeout_s: float
+    oldest: int
+    def __init__(self, id: _Optional[int] = ..., obs: _Optional[_Union[Tree, _Mapping]] = ..., timeout_s: _Optional[float] = ..., oldest: _Optional[int] = ...) -> None: ...
 
 class ActReply(_message.Message):
-    __slots__ = ("id", "actions", "error")
+    __slots__ = ("id", "actions", "error", "busy")
     ID_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
     id: int
     actions: Tree
     error: str
-    def __init__(self, id: _Optional[int] = ..., actions: _Optional[_Union[Tree, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+    busy: str
+    def __init__(self, id: _Optional[int] = ..., actions: _Optional[_Union[Tree, _Mapping]] = ..., error: _Optional[str] = ..., busy: _Optional[str] = ...) -> None: ...
 
 class Tree(_message.Message):
     __slots__ = ("tensor", "map", "list")
