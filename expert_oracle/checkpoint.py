@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,9 @@ SHIPPED = Path(__file__).parent / "experts"
 OPTIONAL = ("obs_mean", "obs_std", "log_std")
 PLAIN = ("activation", "distribution", "obs_clip", "nvec")
 
+Scale = Literal["box", "unit", "tanh"]
+"""How a mean becomes an action: as it is; with -1..1 stretched to low..high; the same after a tanh."""
+
 
 @dataclass(frozen=True)
 class PolicyFile:
@@ -45,6 +48,7 @@ class PolicyFile:
     env: str = ""  # id of the environment that it is for
     metadata: Mapping[str, Any] = field(default_factory=dict)
     name: str = "policy"
+    scale: Scale = "box"  # files of ours have no other
 
     def act(self, obs: Array) -> Array:
         """Actions [N, ...] for observations [N, ...]."""
@@ -53,7 +57,14 @@ class PolicyFile:
         if size != wanted:
             raise OracleError(f"{self.name} takes observations of {wanted} numbers, got {size}")
         actions = mode(self.policy(obs), self.policy.distribution, self.policy.nvec)
-        return actions if self.low is None else np.clip(actions, self.low, self.high)
+        return actions if self.low is None or self.high is None else self._into_box(actions)
+
+    def _into_box(self, means: Array) -> Array:
+        if self.scale == "tanh":
+            means = np.tanh(means)
+        if self.scale != "box":
+            means = self.low + (means + 1) / 2 * (self.high - self.low)
+        return np.clip(means, self.low, self.high)
 
     def describe(self) -> pb.DescribeReply:
         return pb.DescribeReply(
