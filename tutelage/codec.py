@@ -39,7 +39,10 @@ def encode(value: Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> pb.Tr
 def encode_into(message: pb.Tree, value: Tree, name: str, max_bytes: int = MAX_BYTES) -> None:
     """The same into an empty message that is part of another one, which spares a copy."""
     _check_size(value, name, max_bytes)
-    _encode(message, value, name)
+    if type(value) is np.ndarray:  # the common case, in few steps
+        _fill(message.tensor, value, name)
+    else:
+        _encode(message, value, name)
 
 
 def _check_size(value: Tree, name: str, max_bytes: int) -> None:
@@ -89,7 +92,10 @@ def _fill(message: pb.Tensor, value: Any, name: str) -> None:
 
 def decode(message: pb.Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> Tree:
     """The tree of read-only arrays in a message. Raises ValueError, naming the field, if it is malformed."""
-    value = _decode(message, name, itertools.count(1))
+    if message.HasField("tensor"):  # the common case, in few steps
+        value = decode_tensor(message.tensor, name)
+    else:
+        value = _decode(message, name, itertools.count(1))
     _check_size(value, name, max_bytes)
     return value
 
@@ -116,7 +122,7 @@ def decode_tensor(message: pb.Tensor, name: str = "tensor") -> Array:
     shape, data = tuple(message.shape), message.data
     if len(shape) > MAX_AXES:
         raise ValueError(f"{name}: {len(shape)} axes, more than {MAX_AXES}")
-    if math.prod(shape) * dtype.itemsize != len(data) or max(shape, default=0) >= 2**31:
+    if math.prod(shape) * dtype.itemsize != len(data) or (not data and max(shape) >= 2**31):
         raise ValueError(f"{name}: {len(data)} bytes do not make {message.dtype} of shape {list(shape)}")
     return np.ndarray(shape, dtype, data)
 

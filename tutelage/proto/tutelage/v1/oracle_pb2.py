@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tutelage/proto/tutelage/v1/oracle.proto\x12\x0btutelage.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x97\x01\n\rDescribeReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65nv_id\x18\x02 \x01(\t\x12-\n\x11observation_space\x18\x03 \x01(\x0b\x32\x12.tutelage.v1.Space\x12(\n\x0c\x61\x63tion_space\x18\x04 \x01(\x0b\x32\x12.tutelage.v1.Space\x12\x0f\n\x07version\x18\x05 \x01(\t\"[\n\nActRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1e\n\x03obs\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x0e\n\x06oldest\x18\x04 \x01(\x04\"g\n\x08\x41\x63tReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12$\n\x07\x61\x63tions\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.TreeH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x62usy\x18\x04 \x01(\tH\x00\x42\x08\n\x06result\"\x81\x01\n\x04Tree\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.TensorH\x00\x12#\n\x03map\x18\x02 \x01(\x0b\x32\x14.tutelage.v1.TreeMapH\x00\x12%\n\x04list\x18\x03 \x01(\x0b\x32\x15.tutelage.v1.TreeListH\x00\x42\x06\n\x04node\"z\n\x07TreeMap\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.tutelage.v1.TreeMap.ItemsEntry\x1a?\n\nItemsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Tree:\x02\x38\x01\",\n\x08TreeList\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.tutelage.v1.Tree\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x95\x02\n\x05Space\x12\x1f\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x10.tutelage.v1.BoxH\x00\x12)\n\x08\x64iscrete\x18\x02 \x01(\x0b\x32\x15.tutelage.v1.DiscreteH\x00\x12\x34\n\x0emulti_discrete\x18\x03 \x01(\x0b\x32\x1a.tutelage.v1.MultiDiscreteH\x00\x12\x30\n\x0cmulti_binary\x18\x04 \x01(\x0b\x32\x18.tutelage.v1.MultiBinaryH\x00\x12&\n\x04\x64ict\x18\x05 \x01(\x0b\x32\x16.tutelage.v1.DictSpaceH\x00\x12(\n\x05tuple\x18\x06 \x01(\x0b\x32\x17.tutelage.v1.TupleSpaceH\x00\x42\x06\n\x04kind\"h\n\x03\x42ox\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12 \n\x03low\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.Tensor\x12!\n\x04high\x18\x04 \x01(\x0b\x32\x13.tutelage.v1.Tensor\"$\n\x08\x44iscrete\x12\t\n\x01n\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\"V\n\rMultiDiscrete\x12!\n\x04nvec\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.Tensor\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.tutelage.v1.Tensor\"\x1c\n\x0bMultiBinary\x12\r\n\x05shape\x18\x01 \x03(\x04\"\x82\x01\n\tDictSpace\x12\x32\n\x06spaces\x18\x01 \x03(\x0b\x32\".tutelage.v1.DictSpace.SpacesEntry\x1a\x41\n\x0bSpacesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.tutelage.v1.Space:\x02\x38\x01\"0\n\nTupleSpace\x12\"\n\x06spaces\x18\x01 \x03(\x0b\x32\x12.tutelage.v1.Space2\xcc\x01\n\x0c\x45xpertOracle\x12\x44\n\x08\x44\x65scribe\x12\x1c.tutelage.v1.DescribeRequest\x1a\x1a.tutelage.v1.DescribeReply\x12\x35\n\x03\x41\x63t\x12\x17.tutelage.v1.ActRequest\x1a\x15.tutelage.v1.ActReply\x12?\n\tActStream\x12\x17.tutelage.v1.ActRequest\x1a\x15.tutelage.v1.ActReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tutelage/proto/tutelage/v1/oracle.proto\x12\x0btutelage.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x97\x01\n\rDescribeReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65nv_id\x18\x02 \x01(\t\x12-\n\x11observation_space\x18\x03 \x01(\x0b\x32\x12.tutelage.v1.Space\x12(\n\x0c\x61\x63tion_space\x18\x04 \x01(\x0b\x32\x12.tutelage.v1.Space\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x82\x01\n\nActRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1e\n\x03obs\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x0e\n\x06oldest\x18\x04 \x01(\x04\x12%\n\x04more\x18\x05 \x03(\x0b\x32\x17.tutelage.v1.ActRequest\"\x8c\x01\n\x08\x41\x63tReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12$\n\x07\x61\x63tions\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.TreeH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x62usy\x18\x04 \x01(\tH\x00\x12#\n\x04more\x18\x05 \x03(\x0b\x32\x15.tutelage.v1.ActReplyB\x08\n\x06result\"\x81\x01\n\x04Tree\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.TensorH\x00\x12#\n\x03map\x18\x02 \x01(\x0b\x32\x14.tutelage.v1.TreeMapH\x00\x12%\n\x04list\x18\x03 \x01(\x0b\x32\x15.tutelage.v1.TreeListH\x00\x42\x06\n\x04node\"z\n\x07TreeMap\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.tutelage.v1.TreeMap.ItemsEntry\x1a?\n\nItemsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Tree:\x02\x38\x01\",\n\x08TreeList\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.tutelage.v1.Tree\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x95\x02\n\x05Space\x12\x1f\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x10.tutelage.v1.BoxH\x00\x12)\n\x08\x64iscrete\x18\x02 \x01(\x0b\x32\x15.tutelage.v1.DiscreteH\x00\x12\x34\n\x0emulti_discrete\x18\x03 \x01(\x0b\x32\x1a.tutelage.v1.MultiDiscreteH\x00\x12\x30\n\x0cmulti_binary\x18\x04 \x01(\x0b\x32\x18.tutelage.v1.MultiBinaryH\x00\x12&\n\x04\x64ict\x18\x05 \x01(\x0b\x32\x16.tutelage.v1.DictSpaceH\x00\x12(\n\x05tuple\x18\x06 \x01(\x0b\x32\x17.tutelage.v1.TupleSpaceH\x00\x42\x06\n\x04kind\"h\n\x03\x42ox\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12 \n\x03low\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.Tensor\x12!\n\x04high\x18\x04 \x01(\x0b\x32\x13.tutelage.v1.Tensor\"$\n\x08\x44iscrete\x12\t\n\x01n\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\"V\n\rMultiDiscrete\x12!\n\x04nvec\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.Tensor\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x13.tutelage.v1.Tensor\"\x1c\n\x0bMultiBinary\x12\r\n\x05shape\x18\x01 \x03(\x04\"\x82\x01\n\tDictSpace\x12\x32\n\x06spaces\x18\x01 \x03(\x0b\x32\".tutelage.v1.DictSpace.SpacesEntry\x1a\x41\n\x0bSpacesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.tutelage.v1.Space:\x02\x38\x01\"0\n\nTupleSpace\x12\"\n\x06spaces\x18\x01 \x03(\x0b\x32\x12.tutelage.v1.Space2\xcc\x01\n\x0c\x45xpertOracle\x12\x44\n\x08\x44\x65scribe\x12\x1c.tutelage.v1.DescribeRequest\x1a\x1a.tutelage.v1.DescribeReply\x12\x35\n\x03\x41\x63t\x12\x17.tutelage.v1.ActRequest\x1a\x15.tutelage.v1.ActReply\x12?\n\tActStream\x12\x17.tutelage.v1.ActRequest\x1a\x15.tutelage.v1.ActReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,36 +39,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_end=73
   _globals['_DESCRIBEREPLY']._serialized_start=76
   _globals['_DESCRIBEREPLY']._serialized_end=227
-  _globals['_ACTREQUEST']._serialized_start=229
-  _globals['_ACTREQUEST']._serialized_end=320
-  _globals['_ACTREPLY']._serialized_start=322
-  _globals['_ACTREPLY']._serialized_end=425
-  _globals['_TREE']._serialized_start=428
-  _globals['_TREE']._serialized_end=557
-  _globals['_TREEMAP']._serialized_start=559
-  _globals['_TREEMAP']._serialized_end=681
-  _globals['_TREEMAP_ITEMSENTRY']._serialized_start=618
-  _globals['_TREEMAP_ITEMSENTRY']._serialized_end=681
-  _globals['_TREELIST']._serialized_start=683
-  _globals['_TREELIST']._serialized_end=727
-  _globals['_TENSOR']._serialized_start=729
-  _globals['_TENSOR']._serialized_end=781
-  _globals['_SPACE']._serialized_start=784
-  _globals['_SPACE']._serialized_end=1061
-  _globals['_BOX']._serialized_start=1063
-  _globals['_BOX']._serialized_end=1167
-  _globals['_DISCRETE']._serialized_start=1169
-  _globals['_DISCRETE']._serialized_end=1205
-  _globals['_MULTIDISCRETE']._serialized_start=1207
-  _globals['_MULTIDISCRETE']._serialized_end=1293
-  _globals['_MULTIBINARY']._serialized_start=1295
-  _globals['_MULTIBINARY']._serialized_end=1323
-  _globals['_DICTSPACE']._serialized_start=1326
-  _globals['_DICTSPACE']._serialized_end=1456
-  _globals['_DICTSPACE_SPACESENTRY']._serialized_start=1391
-  _globals['_DICTSPACE_SPACESENTRY']._serialized_end=1456
-  _globals['_TUPLESPACE']._serialized_start=1458
-  _globals['_TUPLESPACE']._serialized_end=1506
-  _globals['_EXPERTORACLE']._serialized_start=1509
-  _globals['_EXPERTORACLE']._serialized_end=1713
+  _globals['_ACTREQUEST']._serialized_start=230
+  _globals['_ACTREQUEST']._serialized_end=360
+  _globals['_ACTREPLY']._serialized_start=363
+  _globals['_ACTREPLY']._serialized_end=503
+  _globals['_TREE']._serialized_start=506
+  _globals['_TREE']._serialized_end=635
+  _globals['_TREEMAP']._serialized_start=637
+  _globals['_TREEMAP']._serialized_end=759
+  _globals['_TREEMAP_ITEMSENTRY']._serialized_start=696
+  _globals['_TREEMAP_ITEMSENTRY']._serialized_end=759
+  _globals['_TREELIST']._serialized_start=761
+  _globals['_TREELIST']._serialized_end=805
+  _globals['_TENSOR']._serialized_start=807
+  _globals['_TENSOR']._serialized_end=859
+  _globals['_SPACE']._serialized_start=862
+  _globals['_SPACE']._serialized_end=1139
+  _globals['_BOX']._serialized_start=1141
+  _globals['_BOX']._serialized_end=1245
+  _globals['_DISCRETE']._serialized_start=1247
+  _globals['_DISCRETE']._serialized_end=1283
+  _globals['_MULTIDISCRETE']._serialized_start=1285
+  _globals['_MULTIDISCRETE']._serialized_end=1371
+  _globals['_MULTIBINARY']._serialized_start=1373
+  _globals['_MULTIBINARY']._serialized_end=1401
+  _globals['_DICTSPACE']._serialized_start=1404
+  _globals['_DICTSPACE']._serialized_end=1534
+  _globals['_DICTSPACE_SPACESENTRY']._serialized_start=1469
+  _globals['_DICTSPACE_SPACESENTRY']._serialized_end=1534
+  _globals['_TUPLESPACE']._serialized_start=1536
+  _globals['_TUPLESPACE']._serialized_end=1584
+  _globals['_EXPERTORACLE']._serialized_start=1587
+  _globals['_EXPERTORACLE']._serialized_end=1791
 # @@protoc_insertion_point(module_scope)

@@ -25,28 +25,32 @@ class DescribeReply(_message.Message):
     def __init__(self, name: _Optional[str] = ..., env_id: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ActRequest(_message.Message):
-    __slots__ = ("id", "obs", "timeout_s", "oldest")
+    __slots__ = ("id", "obs", "timeout_s", "oldest", "more")
     ID_FIELD_NUMBER: _ClassVar[int]
     OBS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     id: int
     obs: Tree
     timeout_s: float
     oldest: int
-    def __init__(self, id: _Optional[int] = ..., obs: _Optional[_Union[Tree, _Mapping]] = ..., timeout_s: _Optional[float] = ..., oldest: _Optional[int] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[ActRequest]
+    def __init__(self, id: _Optional[int] = ..., obs: _Optional[_Union[Tree, _Mapping]] = ..., timeout_s: _Optional[float] = ..., oldest: _Optional[int] = ..., more: _Optional[_Iterable[_Union[ActRequest, _Mapping]]] = ...) -> None: ...
 
 class ActReply(_message.Message):
-    __slots__ = ("id", "actions", "error", "busy")
+    __slots__ = ("id", "actions", "error", "busy", "more")
     ID_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     id: int
     actions: Tree
     error: str
     busy: str
-    def __init__(self, id: _Optional[int] = ..., actions: _Optional[_Union[Tree, _Mapping]] = ..., error: _Optional[str] = ..., busy: _Optional[str] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[ActReply]
+    def __init__(self, id: _Optional[int] = ..., actions: _Optional[_Union[Tree, _Mapping]] = ..., error: _Optional[str] = ..., busy: _Optional[str] = ..., more: _Optional[_Iterable[_Union[ActReply, _Mapping]]] = ...) -> None: ...
 
 class Tree(_message.Message):
     __slots__ = ("tensor", "map", "list")

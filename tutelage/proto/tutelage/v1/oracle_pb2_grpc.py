@@ -75,6 +75,8 @@ class ExpertOracleServicer:
         After a break of the connection, what is unanswered is asked again under its old id. A client that names
         itself, by the same metadata `tutelage-client` on each stream, gets for such an id the answer that was
         lost on the way, and the expert is not asked twice; its ids are unique among all its streams.
+
+        One message may carry several questions (`more`), and to a client that does so several answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
