@@ -57,14 +57,9 @@ class PolicyFile:
         if size != wanted:
             raise OracleError(f"{self.name} takes observations of {wanted} numbers, got {size}")
         actions = mode(self.policy(obs), self.policy.distribution, self.policy.nvec)
-        return actions if self.low is None or self.high is None else self._into_box(actions)
-
-    def _into_box(self, means: Array) -> Array:
-        if self.scale == "tanh":
-            means = np.tanh(means)
-        if self.scale != "box":
-            means = self.low + (means + 1) / 2 * (self.high - self.low)
-        return np.clip(means, self.low, self.high)
+        if self.low is None or self.high is None:
+            return actions
+        return np.clip(_scaled(actions, self.low, self.high, self.scale), self.low, self.high)
 
     def describe(self) -> pb.DescribeReply:
         return pb.DescribeReply(
@@ -87,6 +82,12 @@ class PolicyFile:
                 return codec.box_space(self.low, self.high)
             case "gaussian":
                 return codec.unbounded_space([outputs if self.policy.log_std is not None else outputs // 2])
+
+
+def _scaled(means: Array, low: Array, high: Array, scale: Scale) -> Array:
+    if scale == "box":
+        return means
+    return low + ((np.tanh(means) if scale == "tanh" else means) + 1) / 2 * (high - low)
 
 
 def save_policy(

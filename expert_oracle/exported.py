@@ -3,9 +3,9 @@
     torchscript:PATH      run by PyTorch
     onnx:PATH             run by onnxruntime, which `pip install 'tutelage[onnx]'` brings
 
-`output` says what the network answers: `action`, the actions [N, ...] themselves; `logits` [N, n], of which the
-largest counts; `mean` [N, 2 D], the means of a Gaussian and then its log standard deviations. Of several answers
-the first counts, or the one that `result` names or numbers.
+`output` says what the network answers: `action`, the actions [N, ...] themselves; `logits` [N, n], of which
+the largest counts; `mean` [N, 2 D], the means of a Gaussian and then its log standard deviations. Of several
+answers the first counts, or the one that `result` names or numbers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _check(path: str, output: str) -> Path:
     return file
 
 
-def load_torchscript(path: str, *, output: Output = "action", result: int | str | None = None) -> ExportedNetwork:
+def load_torchscript(
+    path: str, *, output: Output = "action", result: int | str | None = None
+) -> ExportedNetwork:
     """The expert in a TorchScript file: a program that PyTorch runs, so take it only from whom you trust."""
     import torch
 
@@ -124,7 +126,9 @@ def _feed(inputs: Sequence[Any], obs: Tree, path: str) -> dict[str, Array]:
             raise OracleError(f"{path} has the inputs {names}; observations are one array")
         obs = {inputs[0].name: obs}
     if missing := {found.name for found in inputs} - set(obs):
-        raise OracleError(f"{path} takes {', '.join(sorted(missing))}; observations have {', '.join(sorted(obs))}")
+        raise OracleError(
+            f"{path} takes {', '.join(sorted(missing))}; observations have {', '.join(sorted(obs))}"
+        )
     return {found.name: np.asarray(obs[found.name], _dtype(found.type)) for found in inputs}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ def layer(state: Mapping[str, Any], name: str) -> Layer:
 
 def layers(state: Mapping[str, Any], prefix: str) -> list[Layer]:
     """The dense layers `prefix.0`, `prefix.2`, ... with an activation after each; [] if there are none."""
-    places = sorted(int(m[1]) for key in state if (m := re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.\w+", key)))
+    places = sorted(
+        int(m[1]) for key in state if (m := re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.\w+", key))
+    )
     found = sorted(set(places))
     if found != list(range(0, 2 * len(found), 2)):
         raise ValueError(f"{prefix} has more than dense layers with activations between them")
@@ -112,7 +115,7 @@ def policy_file(
 
 
 def _check_sizes(dense: Sequence[Layer], space: ActionSpace, moments: Moments | None) -> None:
-    for i, ((_, b), (W, _)) in enumerate(zip(dense[:-1], dense[1:], strict=True)):
+    for i, ((_, b), (W, _)) in enumerate(itertools.pairwise(dense)):
         if len(b) != len(W):
             raise ValueError(f"layer {i} has {len(b)} outputs, the next takes {len(W)}")
     inputs, outputs = len(dense[0][0]), len(dense[-1][1])
@@ -120,4 +123,6 @@ def _check_sizes(dense: Sequence[Layer], space: ActionSpace, moments: Moments | 
     if outputs not in [factor * space.size for factor in factors]:
         raise ValueError(f"it has {outputs} outputs for an action space of {space.size}")
     if moments is not None and not moments.mean.shape == moments.std.shape == (inputs,):
-        raise ValueError(f"observations of {moments.mean.shape} are normalised, its first layer takes {inputs}")
+        raise ValueError(
+            f"observations of {moments.mean.shape} are normalised, its first layer takes {inputs}"
+        )

@@ -1,7 +1,7 @@
 """Plain values out of a pickle that others wrote, without running anything that it names.
 
-A pickle is a program: what it names, it calls. Here numpy's arrays and numbers are rebuilt, and every other name
-stands for an `Opaque` record that keeps what the pickle would have given to it.
+A pickle is a program: what it names, it calls. Here numpy's arrays and numbers are rebuilt, and every other
+name stands for an `Opaque` record that keeps what the pickle would have given to it.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     rllib:PATH            an Algorithm's checkpoint, or the folder of one RLModule in it
 
-The modules that PPO, APPO, IMPALA, BC, MARWIL, SAC and DQN have by default, with an MLP, are known. Weights come
-from `module_state`, spaces and activations from `class_and_ctor_args.pkl`, the statistics of a MeanStdFilter and
-`normalize_actions` from the Algorithm around it. Where RLlib normalises actions, a mean of -1..1 is stretched
-onto the Box. SAC's mean goes through its tanh, which RLlib leaves out when it does not explore.
+The modules that PPO, APPO, IMPALA, BC, MARWIL, SAC and DQN have by default, with an MLP, are known. Weights
+come from `module_state`, spaces and activations from `class_and_ctor_args.pkl`, the statistics of a
+MeanStdFilter and `normalize_actions` from the Algorithm around it. Where RLlib normalises actions, a mean of
+-1..1 is stretched onto the Box. SAC's mean goes through its tanh, which RLlib leaves out when it does not
+explore.
 """
 
 from __future__ import annotations
@@ -69,20 +70,23 @@ def load_rllib(
     except (KeyError, IndexError) as error:
         raise OracleError(f"{folder} is no whole module of RLlib: it has no {error}") from None
     except (TypeError, ValueError, zlib.error) as error:
-        raise OracleError(f"{folder} cannot be used: {error}; a TorchScript export can: torchscript:PATH") from None
+        raise OracleError(
+            f"{folder} cannot be used: {error}; a TorchScript export can: torchscript:PATH"
+        ) from None
 
 
 def _find(path: Path, module: str) -> tuple[Path | None, Path]:
     """The Algorithm's folder, None if `path` is a module's own, and the module's."""
-    if any(path.glob("module_state.*")) and (path / "class_and_ctor_args.pkl").is_file():
-        if not _modules(path):
-            return None, path
+    if any(path.glob("module_state.*")) and not _modules(path):
+        return None, path
     for algorithm, modules in ((path, path / MODULES), (None, path)):
         known = _modules(modules)
         if module in known:
             return algorithm, modules / module
         if known:
-            raise ConfigError(f"{path} has no module {module!r}{did_you_mean(module, known)}; set module=NAME")
+            raise ConfigError(
+                f"{path} has no module {module!r}{did_you_mean(module, known)}; set module=NAME"
+            )
     raise ConfigError(
         f"{path} is no checkpoint of RLlib's new API stack: it has neither {MODULES}/ nor module_state"
         if path.is_dir()
@@ -129,7 +133,7 @@ def _head(state: Mapping[str, Any]) -> str:
 
 def _activation(state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     activation = str(settings.get("fcnet_activation", "tanh"))
-    of_head = str(settings.get("head_fcnet_activation", activation))
+    of_head = str(settings.get("head_fcnet_activation", "relu"))
     if f"{_head(state)}.net.mlp.2.weight" in state and of_head != activation:
         raise ValueError(f"it has {activation} in the encoder and {of_head} in the head, only one is known")
     return activation

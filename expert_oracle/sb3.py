@@ -2,10 +2,11 @@
 
     sb3:PATH.zip          PPO, A2C, SAC, TD3, DDPG, DQN and what has the same layers, with an MLP policy
 
-Tensors come from `policy.pth` by `torch.load(weights_only=True)`, the rest from the plain part of the JSON file
-`data`; the pickles in it stay closed. The layers say which algorithm it is, and what it does to observations and
-actions follows: PPO and A2C use tanh between the layers and clip the actions, SAC, TD3 and DDPG use relu and
-stretch a tanh onto the Box, DQN uses relu. An activation given in `policy_kwargs` is read from there.
+Tensors come from `policy.pth` by `torch.load(weights_only=True)`, the rest from the plain part of the JSON
+file `data`; the pickles in it stay closed. The layers say which algorithm it is, and what it does to
+observations and actions follows: PPO and A2C use tanh between the layers and clip the actions, SAC, TD3 and
+DDPG use relu and stretch a tanh onto the Box, DQN uses relu. An activation given in `policy_kwargs` is read
+from there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from typing import Any
 import numpy as np
 
 from expert_oracle.checkpoint import PolicyFile
-from expert_oracle.layers import ActionSpace, Layer, Moments, action_space, layer, layers, numbers, policy_file
+from expert_oracle.layers import (
+    ActionSpace,
+    Layer,
+    Moments,
+    action_space,
+    layer,
+    layers,
+    numbers,
+    policy_file,
+)
 from expert_oracle.pickled import fields, read_pickle
 from tutelage.errors import ConfigError, OracleError
 
@@ -55,7 +65,8 @@ def load_sb3(
     """The expert in a zip file of Stable-Baselines3.
 
     activation: "tanh" or "relu" between the layers; squash: actions are a tanh stretched onto the Box; both
-    override what the file says or the algorithm does. normalize: the statistics of VecNormalize, see `moments`.
+    override what the file says or the algorithm does. normalize: the statistics of VecNormalize, see
+    `moments`.
     """
     file = Path(path).expanduser()
     state, data = _read(file)
@@ -75,7 +86,9 @@ def load_sb3(
     except KeyError as error:
         raise OracleError(f"{file} is no whole policy of Stable-Baselines3: it has no {error}") from None
     except (TypeError, ValueError) as error:
-        raise OracleError(f"{file} cannot be used: {error}; a TorchScript export can: torchscript:PATH") from None
+        raise OracleError(
+            f"{file} cannot be used: {error}; a TorchScript export can: torchscript:PATH"
+        ) from None
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,7 +104,9 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {name: tensor.numpy() for name, tensor in tensors.items()}, dict(data)
     except Exception as error:  # zipfile, json and torch raise a dozen kinds
         text = str(error).split("\n")[0]
-        raise OracleError(f"{file} is no model of Stable-Baselines3: {type(error).__name__}: {text}") from None
+        raise OracleError(
+            f"{file} is no model of Stable-Baselines3: {type(error).__name__}: {text}"
+        ) from None
 
 
 def _layout(state: Mapping[str, Any]) -> Layout:
@@ -117,7 +132,7 @@ def _options(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _activation(options: Mapping[str, Any]) -> str | None:
-    """"relu" for "<class 'torch.nn.modules.activation.ReLU'>", which stands beside the pickle of the class."""
+    """The text `<class 'torch.nn.modules.activation.ReLU'>`, beside the pickle of that class, as "relu"."""
     match = re.search(r"(\w+)'>$", str(options.get("activation_fn", "")))
     return match[1].lower() if match else None
 
@@ -134,7 +149,7 @@ def _action_space(data: Mapping[str, Any]) -> ActionSpace:
 
 
 def _kind(space: Mapping[str, str]) -> str:
-    """"Box" for "<class 'gymnasium.spaces.box.Box'>"."""
+    """The text `<class 'gymnasium.spaces.box.Box'>` as "Box"."""
     return space[":type:"].rpartition(".")[2].rstrip("'>")
 
 
