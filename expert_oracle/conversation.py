@@ -19,14 +19,10 @@ from expert_oracle.desk import Asked, Desk
 from tutelage import codec
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
-CLIENT = "tutelage-client"
-"""Metadata by which a client names itself."""
 MAX_UNANSWERED = 64
 """Questions of one stream that are read before the first of them is answered."""
 MAX_PACKED = 256
 """Questions in one message."""
-PACKED_BYTES = 2**20
-"""Replies are put into one message up to about that size."""
 MAX_REMEMBERED = 256
 MAX_REMEMBERED_BYTES = 16 * 2**20
 FORGET_S = 120.0
@@ -251,7 +247,7 @@ class Conversation:
         for reply in self._outbox:
             size += reply.ByteSize()
             count += 1
-            if size > PACKED_BYTES:
+            if size > codec.PACKED_BYTES:
                 break
         packed, self._outbox = self._outbox[:count], self._outbox[count:]
         return pb.ActReply(more=packed)

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 import tutelage
 from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
-from expert_oracle.conversation import CLIENT, Conversation, Memories
+from expert_oracle.conversation import MAX_PACKED, Conversation, Memories
 from expert_oracle.desk import Asked, Desk
 from expert_oracle.loading import checked, described
 from expert_oracle.metrics import Figures, event, expose
@@ -74,7 +74,7 @@ class ExpertOracleService(oracle_pb2_grpc.ExpertOracleServicer):
 
     async def ActStream(self, request_iterator: Any, context: Any) -> None:
         """Answers are written as they come; the stream ends when all that was asked is answered."""
-        client = dict(context.invocation_metadata()).get(CLIENT)
+        client = dict(context.invocation_metadata()).get(codec.CLIENT)
         with self._memories.of(client) if client else contextlib.nullcontext() as memory:
             conversation = Conversation(context, self._desk, memory)
             self._conversations.add(conversation)
@@ -190,7 +190,7 @@ def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.Descr
     description = pb.DescribeReply()
     if (said := described(oracle, name)) is not None:
         description.CopyFrom(said)
-    description.name, description.version = name, tutelage.__version__
+    description.name, description.version, description.max_packed = name, tutelage.__version__, MAX_PACKED
     if env_id:
         observation_space, action_space = _spaces(env_id)
         oracle = checked(oracle, observation_space, action_space, name)

@@ -20,6 +20,11 @@ from tutelage.types import Array, Tree
 MAX_BYTES = 64 * 2**20
 """Largest message that either side sends or takes."""
 
+PACKED_BYTES = 2**20
+"""What waits to be sent on a stream is put into one message up to this size."""
+CLIENT = "tutelage-client"
+"""Metadata by which a client names itself."""
+
 _NAMES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in [*_NAMES, "float16", "float32", "float64"]}
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}

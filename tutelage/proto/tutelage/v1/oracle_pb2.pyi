@@ -11,18 +11,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("name", "env_id", "observation_space", "action_space", "version")
+    __slots__ = ("name", "env_id", "observation_space", "action_space", "version", "max_packed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ENV_ID_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_SPACE_FIELD_NUMBER: _ClassVar[int]
     ACTION_SPACE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_PACKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     env_id: str
     observation_space: Space
     action_space: Space
     version: str
-    def __init__(self, name: _Optional[str] = ..., env_id: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    max_packed: int
+    def __init__(self, name: _Optional[str] = ..., env_id: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., version: _Optional[str] = ..., max_packed: _Optional[int] = ...) -> None: ...
 
 class ActRequest(_message.Message):
     __slots__ = ("id", "obs", "timeout_s", "oldest", "more")
