@@ -87,7 +87,7 @@ _HISTOGRAMS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Collector:
     """`Figures` as Prometheus' client library collects them."""
 

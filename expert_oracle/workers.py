@@ -83,9 +83,7 @@ async def _supervise(crew: list[Keeper], ready: str) -> None:
 
 
 async def _keep(crew: list[Keeper], ready: str) -> None:
-    async with asyncio.TaskGroup() as starts:
-        for keeper in crew:
-            starts.create_task(keeper.start())
+    await asyncio.gather(*(keeper.start() for keeper in crew))
     print(ready, flush=True)
     await asyncio.gather(*(keeper.watch() for keeper in crew))
 
