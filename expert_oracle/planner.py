@@ -34,19 +34,23 @@ AT_ONCE = 2**13
 """States times candidates that are looked ahead at once: their arrays stay in the processor's cache."""
 
 
-def _centred(obs: Array) -> Array:
-    """CartPole: upright, still, on the way to the middle; all plans that keep it up have the same reward."""
+def _balance(obs: Array) -> Array:
+    """CartPole: steps to go, fewer the less upright, still and on the way to the middle it is.
+
+    The rewards of all plans that keep the pole up are the same.
+    """
     x, velocity, angle, spin = np.moveaxis(obs, -1, 0)
-    return -((x + velocity) ** 2 + (5 * angle) ** 2 + spin**2)
+    return 100 - (x + velocity) ** 2 - (5 * angle) ** 2 - spin**2
 
 
-def _energy(obs: Array) -> Array:
-    """MountainCar: potential and kinetic energy, in steps that the climb is from having it."""
+def _climb(obs: Array) -> Array:
+    """MountainCar: minus the steps to go, by the energy that is missing for the top; the whole climb takes 100."""
     x, velocity = np.moveaxis(obs, -1, 0)
-    return 6e4 * (0.0025 * np.sin(3 * x) / 3 + velocity**2 / 2)
+    energy = 0.0025 * np.sin(3 * x) / 3 + velocity**2 / 2
+    return 6e4 * np.minimum(energy - 0.0025 / 3, 0)
 
 
-VALUES: Mapping[str, Value] = {"CartPole-v1": _centred, "MountainCar-v0": _energy}
+VALUES: Mapping[str, Value] = {"CartPole-v1": _balance, "MountainCar-v0": _climb}
 
 
 @dataclass(frozen=True)
