@@ -22,6 +22,10 @@ TOKEN = "TUTELAGE_TOKEN"
 """Environment variable with the token of a client that is given none."""
 EXEMPT = "/grpc.health.v1.Health/"
 PROBE_S = 2.0
+HUNG_UP = (
+    "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows; set "
+    "cert=PATH and key=PATH"
+)
 
 
 def _read(path: str, what: str) -> bytes:
@@ -222,40 +226,38 @@ class ClientAccess:
 
     async def explain(self, address: str) -> str | None:
         """Why no connection will come about, found out by a handshake; None if it may yet."""
+        why = await self._probe(address)
+        if why == HUNG_UP:  # as a service does that is just being stopped: look again
+            await asyncio.sleep(0.5)
+            why = await self._probe(address)
+        return why
+
+    async def _probe(self, address: str) -> str | None:
         host, _, port = address.rpartition(":")
         context = _context(self.ca, self.cert, self.key) if self.encrypted else _trusting()
         try:
             async with asyncio.timeout(PROBE_S):
-                name = self.server_name or host.strip("[]")
-                return await self._handshake(host.strip("[]"), int(port), context, name)
+                return await self._handshake(host.strip("[]"), int(port), context)
         except (OSError, TimeoutError):
             return None
 
-    async def _handshake(self, host: str, port: int, context: ssl.SSLContext, name: str) -> str | None:
+    async def _handshake(self, host: str, port: int, context: ssl.SSLContext) -> str | None:
         try:
+            name = self.server_name or host
             reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=name)
         except ssl.SSLError as error:
             return self._fault(error)
         try:
-            await reader.read(1)
-        except ssl.SSLError as error:
-            return self._fault(error)
+            if not self.encrypted:
+                return "it speaks TLS: set tls=true, or ca=PATH of who signed it"
+            return None if await reader.read(1) else HUNG_UP  # gRPC says hello first
         finally:
             writer.transport.abort()
-        return (
-            None
-            if self.encrypted
-            else "it speaks TLS: set expert.arguments.tls=true, or ca=PATH of who signed it"
-        )
 
     def _fault(self, error: ssl.SSLError) -> str | None:
-        reason = error.reason or ""
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"its certificate is not trusted: {error.verify_message}"
-        if "CERTIFICATE_REQUIRED" in reason or (not self.cert and "HANDSHAKE_FAILURE" in reason):
-            return "it asks for a client certificate: set cert=PATH and key=PATH"
-        if "ALERT" in reason and self.cert:
-            return f"it does not take our certificate ({reason.lower().replace('_', ' ')})"
+        reason = error.reason or ""
         if self.encrypted and ("WRONG_VERSION" in reason or "RECORD_LAYER" in reason):
             return "it does not speak TLS: leave out tls, ca, cert and key"
         return None
