@@ -47,10 +47,17 @@ class Opaque(dict[Any, Any]):
     extend = add = append
 
 
+def _bytes(text: str, _encoding: str) -> bytes:
+    """Bytes as old pickles write them."""
+    return text.encode("latin1")
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name.split(".")[0] == "numpy" and global_name in ARRAYS:
             return super().find_class(module_name, global_name)
+        if (module_name, global_name) == ("_codecs", "encode"):
+            return _bytes
         return type(global_name, (Opaque,), {"name": f"{module_name}.{global_name}"})
 
 
