@@ -15,21 +15,40 @@ from typing import Any
 import numpy as np
 import tree
 
+from expert_oracle.metrics import Figures
+from tutelage import codec
 from tutelage.protocols import Oracle
 from tutelage.types import Tree, check_leading
 
 QUICK_S = 0.001
 """A forward that takes less runs on the event loop."""
+MAX_WAITING_BYTES = 4 * codec.MAX_BYTES
 
 
-@dataclass(frozen=True)
+class Busy(Exception):
+    """Too much waits for the expert already."""
+
+
+class Late(ValueError):
+    """Nobody waits for this answer any more."""
+
+
+@dataclass(slots=True, eq=False)
 class Question:
     """Observations that wait for the expert."""
 
     obs: Tree  # [N, ...]
     N: int
+    size: int  # bytes
     signature: tuple[Any, ...]  # structure, dtypes and shapes: only the same can share a forward
     answer: asyncio.Future[Tree]
+    expires_at: float  # seconds of the loop's clock
+    begun: bool = False
+
+    def withdraw(self) -> None:
+        """Spare the expert a question that it has not begun."""
+        if not self.begun:
+            self.answer.cancel()
 
 
 class Batcher:
@@ -37,83 +56,134 @@ class Batcher:
     but for an expert so quick that the way there and back would take longer than its answer.
 
     While one forward runs, questions gather for the next; `max_delay_s` makes even the first one wait
-    for company, which pays where the expert is slow and its callers are many.
+    for company, which pays where the expert is slow and its callers are many. More than `max_waiting` rows
+    do not wait: a question on top of them is refused.
     """
 
-    def __init__(self, oracle: Oracle, *, max_batch: int, max_delay_s: float) -> None:
+    def __init__(
+        self,
+        oracle: Oracle,
+        *,
+        max_batch: int,
+        max_delay_s: float = 0.0,
+        max_waiting: int = 65_536,
+        figures: Figures | None = None,
+    ) -> None:
         self._oracle = oracle
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
+        self._max_waiting = max_waiting
+        self.figures = figures or Figures()
         self._waiting: deque[Question] = deque()
         self._thread = ThreadPoolExecutor(1, "expert")
         self._full = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._last_s, self._last_rows = math.inf, 1  # what the last forward took, and for how many
+        self._running: asyncio.Task[None] | None = None
+        self._took = (math.inf, 1), (math.inf, 1)  # seconds and rows of the last two forwards
 
-    def ask(self, obs: Tree) -> asyncio.Future[Tree]:
-        """The expert's actions [N, ...], or OracleError. Raises ValueError for malformed observations."""
-        answer: asyncio.Future[Tree] = asyncio.get_running_loop().create_future()
-        N, signature = _signature(obs)
-        if self._is_quick(N) and not self._busy():
-            _settle(answer, self._timed([obs], N)[0])
-            return answer
-        self._waiting.append(Question(obs, N, signature, answer))
-        if self._rows() >= self._max_batch:
+    def at_once(self, obs: Tree, N: int) -> Tree | None:
+        """The expert's actions [N, ...] if it is free and quick enough to give them now."""
+        if self._max_delay_s > 0 or self._running or self._is_slow(N):
+            return None
+        start = time.perf_counter()
+        try:
+            return _act(self._oracle, obs)
+        finally:
+            self._note(time.perf_counter() - start, N)
+
+    def _is_slow(self, N: int) -> bool:
+        """By the last two forwards: one alone may just have lost its core."""
+        return not any(seconds * max(1.0, N / rows) < QUICK_S for seconds, rows in self._took)
+
+    def _note(self, seconds: float, rows: int) -> None:
+        self._took = (seconds, max(rows, 1)), self._took[0]
+        self.figures.forward_s.observe(seconds)
+        self.figures.batch_rows.observe(rows)
+
+    def ask(self, obs: Tree, timeout_s: float = 0.0) -> Question:
+        """A question whose answer will be the expert's actions [N, ...], or what it raised.
+
+        Raises Busy where too much waits, and ValueError for malformed observations.
+        """
+        loop = asyncio.get_running_loop()
+        N, signature = signature_of(obs)
+        size = sum(leaf.nbytes for leaf in tree.flatten(obs))
+        self._check_room(N, size)
+        expires_at = loop.time() + timeout_s if timeout_s > 0 else math.inf
+        question = Question(obs, N, size, signature, loop.create_future(), expires_at)
+        self._count(question, 1)
+        self._waiting.append(question)
+        if self.figures.waiting_rows >= self._max_batch:
             self._full.set()
-        if not self._busy():
-            self._task = asyncio.create_task(self._run())
-        return answer
+        if not self._running:
+            self._running = asyncio.create_task(self._run())
+        return question
 
-    def _is_quick(self, N: int) -> bool:
-        """A forward for N rows is likely to take less than the way to the thread and back is worth."""
-        return self._max_delay_s == 0 and self._last_s * max(1.0, N / self._last_rows) < QUICK_S
+    def _check_room(self, N: int, size: int) -> None:
+        """Raise Busy where too much waits; with nothing waiting there is room for anything."""
+        rows, held = self.figures.waiting_rows, self.figures.waiting_bytes
+        if rows and (rows + N > self._max_waiting or held + size > MAX_WAITING_BYTES):
+            raise Busy(f"{rows:,} states wait for the expert already")
 
-    def _busy(self) -> bool:
-        return self._task is not None and not self._task.done()
+    def _count(self, question: Question, sign: int) -> None:
+        self.figures.waiting_rows += sign * question.N
+        self.figures.waiting_bytes += sign * question.size
 
     def _timed(self, batch: Sequence[Tree], rows: int) -> list[Tree | Exception]:
         start = time.perf_counter()
         answers = _forward(self._oracle, batch)
-        self._last_s, self._last_rows = time.perf_counter() - start, max(rows, 1)
+        self._note(time.perf_counter() - start, rows)
         return answers
-
-    def _rows(self) -> int:
-        return sum(question.N for question in self._waiting)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
             if self._max_delay_s > 0:
                 await self._gather()
-            questions = self._take()
+            questions = self._take(loop.time())
+            if not questions:
+                continue
             batch, rows = [question.obs for question in questions], sum(question.N for question in questions)
             answers = await loop.run_in_executor(self._thread, self._timed, batch, rows)
             for question, answer in zip(questions, answers, strict=True):
                 _settle(question.answer, answer)
+        self._running = None
 
     async def _gather(self) -> None:
         """Wait until there is a full batch, at most the delay."""
-        if self._rows() < self._max_batch:
+        if self.figures.waiting_rows < self._max_batch:
             self._full.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), self._max_delay_s)
 
-    def _take(self) -> list[Question]:
-        """The oldest question and those right behind it that fit into the same batch."""
-        questions = [self._waiting.popleft()]
-        rows = questions[0].N
-        while self._waiting and self._waiting[0].signature == questions[0].signature:
-            rows += self._waiting[0].N
-            if rows > self._max_batch:
+    def _take(self, now: float) -> list[Question]:
+        """The oldest question that somebody waits for, and those behind it that fit into the same batch."""
+        questions: list[Question] = []
+        rows = 0
+        while self._waiting:
+            question = self._waiting[0]
+            wanted = self._wanted(question, now)
+            if wanted and questions and not self._fits(question, questions[0], rows):
                 break
-            questions.append(self._waiting.popleft())
+            self._count(self._waiting.popleft(), -1)
+            if wanted:
+                question.begun = True
+                questions.append(question)
+                rows += question.N
         return questions
+
+    def _wanted(self, question: Question, now: float) -> bool:
+        if question.expires_at < now and not question.answer.done():
+            question.answer.set_exception(Late("not begun within the time that the request allows"))
+        return not question.answer.done()
+
+    def _fits(self, question: Question, first: Question, rows: int) -> bool:
+        return question.signature == first.signature and rows + question.N <= self._max_batch
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _signature(obs: Tree) -> tuple[int, tuple[Any, ...]]:
+def signature_of(obs: Tree) -> tuple[int, tuple[Any, ...]]:
     """The number N of observations, and what they have in common with others of the same kind."""
     if isinstance(obs, np.ndarray) and obs.ndim > 0:
         return len(obs), (obs.dtype, obs.shape[1:])
@@ -155,7 +225,7 @@ def _rows(actions: Tree, start: int, stop: int | None) -> Tree:
 
 
 def _settle(future: asyncio.Future[Tree], answer: Tree | Exception) -> None:
-    if future.cancelled():
+    if future.done():  # nobody waits any more
         return
     if isinstance(answer, Exception):
         future.set_exception(answer)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,9 @@ SHIPPED = Path(__file__).parent / "experts"
 OPTIONAL = ("obs_mean", "obs_std", "log_std")
 PLAIN = ("activation", "distribution", "obs_clip", "nvec")
 
+Scale = Literal["box", "unit", "tanh"]
+"""How a mean becomes an action: as it is; with -1..1 stretched to low..high; the same after a tanh."""
+
 
 @dataclass(frozen=True)
 class PolicyFile:
@@ -45,6 +48,7 @@ class PolicyFile:
     env: str = ""  # id of the environment that it is for
     metadata: Mapping[str, Any] = field(default_factory=dict)
     name: str = "policy"
+    scale: Scale = "box"  # files of ours have no other
 
     def act(self, obs: Array) -> Array:
         """Actions [N, ...] for observations [N, ...]."""
@@ -53,7 +57,9 @@ class PolicyFile:
         if size != wanted:
             raise OracleError(f"{self.name} takes observations of {wanted} numbers, got {size}")
         actions = mode(self.policy(obs), self.policy.distribution, self.policy.nvec)
-        return actions if self.low is None else np.clip(actions, self.low, self.high)
+        if self.low is None or self.high is None:
+            return actions
+        return np.clip(_scaled(actions, self.low, self.high, self.scale), self.low, self.high)
 
     def describe(self) -> pb.DescribeReply:
         return pb.DescribeReply(
@@ -76,6 +82,12 @@ class PolicyFile:
                 return codec.box_space(self.low, self.high)
             case "gaussian":
                 return codec.unbounded_space([outputs if self.policy.log_std is not None else outputs // 2])
+
+
+def _scaled(means: Array, low: Array, high: Array, scale: Scale) -> Array:
+    if scale == "box":
+        return means
+    return low + ((np.tanh(means) if scale == "tanh" else means) + 1) / 2 * (high - low)
 
 
 def save_policy(

@@ -4,8 +4,8 @@
     oracle = checked(spec.build(), observation_space, action_space, spec.oracle)
     actions = oracle.act(obs)                               # right shape, dtype and range, or OracleError
 
-The word is one of `grpc://HOST:PORT[,HOST:PORT]`, `checkpoint:PATH_OR_NAME`, `scripted:NAME`,
-`package.module:attribute` or `path/file.py:attribute`.
+The word is `grpc://HOST:PORT[,HOST:PORT]`, `KIND:REST` with a kind of `KINDS`, `package.module:attribute` or
+`path/file.py:attribute`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import tree
 
-from expert_oracle.checkpoint import SHIPPED, load_checkpoint
+from expert_oracle.checkpoint import SHIPPED
 from expert_oracle.scripted import SCRIPTED
 from tutelage import codec, plugins
 from tutelage.errors import ConfigError, OracleError, TutelageError
@@ -29,6 +29,19 @@ from tutelage.protocols import Oracle
 from tutelage.types import Array, Tree
 
 GRPC = "grpc://"
+
+KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert of the rest and the arguments
+    "scripted": "expert_oracle.scripted:scripted",
+    "checkpoint": "expert_oracle.checkpoint:load_checkpoint",
+    "sb3": "expert_oracle.sb3:load_sb3",
+    "rllib": "expert_oracle.rllib:load_rllib",
+    "torchscript": "expert_oracle.exported:load_torchscript",
+    "onnx": "expert_oracle.exported:load_onnx",
+    "planner": "expert_oracle.planner:make_planner",
+    "noisy": "expert_oracle.wrappers:Noisy",
+    "slow": "expert_oracle.wrappers:Slow",
+    "human": "expert_oracle.human:make_human",
+}
 
 
 @contextlib.contextmanager
@@ -74,10 +87,14 @@ class OracleSpec:
         scheme, separator, rest = self.oracle.partition(":")
         if not separator:
             raise ConfigError(f"{self.oracle!r} is no expert{_nearest(self.oracle)}")
-        if scheme in ("checkpoint", "scripted"):
-            self._refuse_arguments()
-            return load_checkpoint(rest) if scheme == "checkpoint" else _scripted(rest)
-        return self._plugin()
+        return self._of_kind(scheme, rest) if scheme in KINDS else self._plugin()
+
+    def _of_kind(self, kind: str, rest: str) -> Oracle:
+        """An expert of `KINDS`; the module is imported only here, and torch or the like with it."""
+        with one_line(f"expert {self.oracle} cannot be made"):
+            make = plugins.load(KINDS[kind])
+            self._check_arguments(make, rest)
+            return make(rest, **self.arguments)
 
     def _remote(self) -> Oracle:
         from expert_oracle.remote import RemoteOracle  # gRPC only where it is used
@@ -121,18 +138,14 @@ class OracleSpec:
         """Raise ConfigError, naming the argument, unless `function` can be called with the arguments."""
         signature = inspect.signature(function)
         names = list(signature.parameters)[len(positional) :]
+        if positional and not names:
+            self._refuse_arguments()
         try:
             signature.bind(*positional, **self.arguments)
         except TypeError as error:
             unknown = [name for name in self.arguments if name not in names]
             hint = plugins.did_you_mean(unknown[0], names) if unknown else "; set expert.arguments.NAME=VALUE"
             raise ConfigError(f"expert {self.oracle}: {error}{hint}") from None
-
-
-def _scripted(name: str) -> Oracle:
-    if name not in SCRIPTED:
-        raise ConfigError(f"no scripted expert {name!r}{plugins.did_you_mean(name, SCRIPTED)}")
-    return SCRIPTED[name]
 
 
 def known_words() -> list[str]:
@@ -149,8 +162,9 @@ def _nearest(word: str) -> str:
 
 
 def _similar(word: str) -> str:
-    """The same for a word with an unknown scheme: only a near miss is worth mentioning."""
-    near = plugins.did_you_mean(word, known_words())
+    """The same for a word of an unknown kind: only a near miss is worth mentioning."""
+    kinds = [f"{kind}:{word.partition(':')[2]}" for kind in KINDS]
+    near = plugins.did_you_mean(word, [*known_words(), *kinds])
     return near if "did you mean" in near else ""
 
 

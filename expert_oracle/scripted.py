@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage import codec
-from tutelage.errors import OracleError
+from tutelage import codec, plugins
+from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.types import Array
 
@@ -110,3 +110,10 @@ SCRIPTED: Mapping[str, ScriptedExpert] = {
     "acrobot": ScriptedExpert("Acrobot-v1", 6, codec.discrete_space(3), acrobot),
     "pendulum": ScriptedExpert("Pendulum-v1", 3, TORQUE, pendulum),
 }
+
+
+def scripted(name: str) -> ScriptedExpert:
+    """The scripted expert of that name. ConfigError for an unknown one."""
+    if name not in SCRIPTED:
+        raise ConfigError(f"no scripted expert {name!r}{plugins.did_you_mean(name, SCRIPTED)}")
+    return SCRIPTED[name]

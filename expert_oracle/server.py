@@ -9,8 +9,8 @@ was asked is answered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +19,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import tutelage
+from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
+from expert_oracle.conversation import MAX_PACKED, Conversation, Memories
+from expert_oracle.desk import Asked, Desk
 from expert_oracle.loading import checked, described
+from expert_oracle.metrics import Figures, event, expose
 from tutelage import codec
-from tutelage.errors import ConfigError, OracleError, TutelageError
+from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 from tutelage.protocols import Oracle
-from tutelage.types import Tree
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExpertOracle"].full_name
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.max_receive_message_length", codec.MAX_BYTES + 2**20),
-    ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a replica
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -41,99 +43,61 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_connection_age_ms", 30 * 60_000),  # spreads clients over new replicas
     ("grpc.max_connection_age_grace_ms", 60_000),
 ]
+MAX_RPCS = 4096
+"""Streams and calls that are open at a time."""
+GRACE_S = 10.0
+OPEN = ServerAccess()
 
 
 class ExpertOracleService(oracle_pb2_grpc.ExpertOracleServicer):
     """The RPCs of `oracle.proto`."""
 
-    def __init__(self, description: pb.DescribeReply, batcher: Batcher) -> None:
+    def __init__(self, description: pb.DescribeReply, desk: Desk) -> None:
         self._description = description
-        self._batcher = batcher
-        self._idle: set[asyncio.Task[Any]] = set()  # streams that wait for a question
-        self._draining = False
+        self._desk = desk
+        self.figures = desk.figures
+        self._memories = Memories()
+        self._conversations: set[Conversation] = set()
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
+        self.figures.requests["Describe"] += 1
         return self._description
 
     async def Act(self, request: pb.ActRequest, context: Any) -> pb.ActReply:
-        answer = self._ask(request)
-        if not answer.done():
-            await asyncio.wait([answer])
-        return _reply(request.id, answer)
+        self.figures.requests["Act"] += 1
+        reply = self._desk.take(request, timeout_s=context.time_remaining() or 0.0)
+        if not isinstance(reply, pb.ActReply):
+            reply = await _awaited(reply)
+        if reply.busy:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy: {reply.busy}")
+        return reply
 
     async def ActStream(self, request_iterator: Any, context: Any) -> None:
         """Answers are written as they come; the stream ends when all that was asked is answered."""
-        writing = asyncio.Lock()
-        unanswered: set[asyncio.Task[None]] = set()
-
-        async def write(request_id: int, answer: asyncio.Future[Tree]) -> None:
-            if not answer.done():
-                await asyncio.wait([answer])
-            async with writing:
-                await context.write(_reply(request_id, answer))
-
-        async for request in self._requests(context):
-            answer = self._ask(request)
-            if answer.done():
-                await write(request.id, answer)
-            else:
-                task = asyncio.create_task(write(request.id, answer))
-                unanswered.add(task)
-                task.add_done_callback(unanswered.discard)
-        if unanswered:
-            await asyncio.wait(unanswered)
-
-    async def _requests(self, context: Any) -> AsyncIterator[pb.ActRequest]:
-        """What the client asks, until it hangs up or the service drains."""
-        task = asyncio.current_task()
-        assert task is not None
-        while not self._draining:
-            self._idle.add(task)
+        client = dict(context.invocation_metadata()).get(codec.CLIENT)
+        with self._memories.of(client) if client else contextlib.nullcontext() as memory:
+            conversation = Conversation(context, self._desk, memory)
+            self._conversations.add(conversation)
+            self.figures.streams += 1
             try:
-                request = await context.read()
-            except asyncio.CancelledError:
-                if self._draining:
-                    return
-                raise
+                await conversation.run()
             finally:
-                self._idle.discard(task)
-            if not isinstance(request, pb.ActRequest):
-                return
-            yield request
-
-    def _ask(self, request: pb.ActRequest) -> asyncio.Future[Tree]:
-        try:
-            obs = codec.decode(request.obs, "obs")
-            if self._description.HasField("observation_space"):
-                codec.check_batch(obs, self._description.observation_space, "obs")
-            return self._batcher.ask(obs)
-        except ValueError as error:
-            refused: asyncio.Future[Tree] = asyncio.get_running_loop().create_future()
-            refused.set_exception(error)
-            return refused
+                self.figures.streams -= 1
+                self._conversations.discard(conversation)
 
     def drain(self) -> None:
         """Read no more questions; streams end once theirs are answered."""
-        self._draining = True
-        for task in list(self._idle):
-            task.cancel()
+        for conversation in list(self._conversations):
+            conversation.drain()
 
 
-def _reply(request_id: int, answer: asyncio.Future[Tree]) -> pb.ActReply:
-    error = answer.exception()
+async def _awaited(asked: Asked) -> pb.ActReply:
     try:
-        if error is None:
-            reply = pb.ActReply(id=request_id)
-            codec.encode_into(reply.actions, answer.result(), "actions")
-            return reply
-    except ValueError as encoding_error:
-        error = encoding_error
-    return pb.ActReply(id=request_id, error=_one_line(error))
-
-
-def _one_line(error: BaseException) -> str:
-    kind = "" if isinstance(error, ValueError | TutelageError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())
+        await asyncio.wait([asked.question.answer])
+    finally:
+        asked.question.withdraw()  # where nobody waits any more
+    assert asked.reply is not None
+    return asked.reply
 
 
 @dataclass(frozen=True)
@@ -145,13 +109,19 @@ class RunningServer:
     batcher: Batcher
     health: Any  # grpc_health's servicer
     address: str  # host:port
+    metrics: Any  # the HTTP server that Prometheus asks, or None
 
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, answer what was asked, for at most `grace_s`, and leave."""
+        event("draining", waiting_rows=self.batcher.figures.waiting_rows)
         await self.health.enter_graceful_shutdown()
         self.service.drain()
         await self.server.stop(grace_s)
         self.batcher.close()
+        if self.metrics is not None:
+            self.metrics.shutdown()
+            self.metrics.server_close()
+        event("stopped")
 
 
 async def start(
@@ -162,24 +132,57 @@ async def start(
     env_id: str = "",
     max_batch: int = 4096,
     max_delay_s: float = 0.0,
+    max_waiting: int = 65_536,
+    access: ServerAccess = OPEN,
+    metrics_address: str = "",
+    share_port: bool = False,
 ) -> RunningServer:
-    """Serve `oracle` on `host:port`, where port 0 is any free one. Returns when it answers."""
+    """Serve `oracle` on `host:port`, where port 0 is any free one. Returns when it answers.
+
+    With `share_port` several processes may listen on the same port; each connection goes to one of them.
+    """
     oracle, description = _described(oracle, name, env_id)
-    batcher = Batcher(oracle, max_batch=max_batch, max_delay_s=max_delay_s)
-    service = ExpertOracleService(description, batcher)
+    figures = Figures()
+    batcher = Batcher(
+        oracle, max_batch=max_batch, max_delay_s=max_delay_s, max_waiting=max_waiting, figures=figures
+    )
+    space = description.observation_space if description.HasField("observation_space") else None
+    service = ExpertOracleService(description, Desk(batcher, space, figures))
     health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-    server = grpc.aio.server(options=OPTIONS)
-    oracle_pb2_grpc.add_ExpertOracleServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OracleError(f"cannot listen on {address}; is the port taken? ({error})") from None
+    server = _server(service, health_service, access, share_port)
+    port = _listen(server, address, access)
+    metrics = expose(figures, metrics_address) if metrics_address else None
     await server.start()
     for served in ("", SERVICE):
         await health_service.set(served, health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(server, service, batcher, health_service, f"{address.rpartition(':')[0]}:{port}")
+    bound = f"{address.rpartition(':')[0]}:{port}"
+    event("serving", address=bound, expert=name, env=env_id, tls=bool(access.tls_cert))
+    return RunningServer(server, service, batcher, health_service, bound, metrics)
+
+
+def _server(
+    service: ExpertOracleService, health_service: Any, access: ServerAccess, share_port: bool
+) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        interceptors=access.interceptors(service.figures),
+        options=[*OPTIONS, ("grpc.so_reuseport", int(share_port))],
+        maximum_concurrent_rpcs=MAX_RPCS,
+    )
+    oracle_pb2_grpc.add_ExpertOracleServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return server
+
+
+def _listen(server: grpc.aio.Server, address: str, access: ServerAccess) -> int:
+    """The port."""
+    credentials = access.credentials()
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OracleError(f"cannot listen on {address}; is the port taken? ({error})") from None
 
 
 def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.DescribeReply]:
@@ -187,7 +190,7 @@ def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.Descr
     description = pb.DescribeReply()
     if (said := described(oracle, name)) is not None:
         description.CopyFrom(said)
-    description.name, description.version = name, tutelage.__version__
+    description.name, description.version, description.max_packed = name, tutelage.__version__, MAX_PACKED
     if env_id:
         observation_space, action_space = _spaces(env_id)
         oracle = checked(oracle, observation_space, action_space, name)
@@ -213,27 +216,25 @@ def serve(
     *,
     address: str = "127.0.0.1:50051",
     name: str = "expert",
-    env_id: str = "",
-    max_batch: int = 4096,
-    max_delay_s: float = 0.0,
-    grace_s: float = 10.0,
+    grace_s: float = GRACE_S,
+    **settings: Any,
 ) -> None:
-    """Serve `oracle` until SIGTERM or SIGINT. `max_batch`: rows in one forward, of several questions."""
+    """Serve `oracle` until SIGTERM or SIGINT; `settings` are those of `start`."""
 
     async def run() -> None:
-        running = await start(
-            oracle, address=address, name=name, env_id=env_id, max_batch=max_batch, max_delay_s=max_delay_s
-        )
+        running = await start(oracle, address=address, name=name, **settings)
         print(f"expert {name} answers on grpc://{running.address}", flush=True)
-        await _signalled()
+        await signalled()
         await running.stop(grace_s)
 
     asyncio.run(run())
 
 
-async def _signalled() -> None:
-    """Return once the process is asked to end."""
-    stop = asyncio.Event()
+async def signalled(parent: int | None = None) -> None:
+    """Return once the process is asked to end, or the parent at the other end of a pipe is gone."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    if parent is not None:
+        loop.add_reader(parent, stop.set)
     await stop.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import sys
 import warnings
@@ -21,6 +22,12 @@ app = typer.Typer(
 oracle_app = typer.Typer(help="Experts as services.", no_args_is_help=True)
 app.add_typer(oracle_app, name="oracle")
 
+
+class LogFormat(enum.Enum):
+    text = "text"
+    json = "json"
+
+
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A preset's name (`tutelage presets`) or a YAML file.")
 ]
@@ -29,6 +36,11 @@ OverridesArgument = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes, e.g. `env_runners.num_env_runners=4`."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, e.g. `runs/NAME`.")]
+AddressArgument = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Of the service.")]
+ClientArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="How to connect, e.g. `ca=ca.pem token_file=token`."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the result as JSON.")]
 
 
@@ -135,7 +147,7 @@ def doctor(
 
 
 @oracle_app.command("serve")
-def serve(
+def oracle_serve(
     oracle: Annotated[
         str, typer.Argument(help="`scripted:NAME`, `checkpoint:PATH`, `module:attr` or `file.py:attr`.")
     ],
@@ -152,20 +164,74 @@ def serve(
     max_delay_ms: Annotated[
         float, typer.Option(min=0, help="How long a call waits for others to join.")
     ] = 0.0,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="States that may wait; who asks for more is told to come back.")
+    ] = 65_536,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with an expert of its own.")] = 1,
+    grace_s: Annotated[
+        float, typer.Option(min=0, help="Seconds for accepted calls to finish after SIGTERM.")
+    ] = 10.0,
+    tls_cert: Annotated[str, typer.Option(metavar="PEM", help="Encrypt, with this certificate.")] = "",
+    tls_key: Annotated[str, typer.Option(metavar="PEM", help="The certificate's key.")] = "",
+    client_ca: Annotated[
+        str, typer.Option(metavar="PEM", help="Let in who has a certificate that this authority signed.")
+    ] = "",
+    token_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Let in who has a token of this file, one a line.")
+    ] = "",
+    metrics_address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Answer Prometheus; each further worker a port higher.")
+    ] = "",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="`text` for warnings, `json` for each event, on stderr.")
+    ] = LogFormat.text,
 ) -> None:
     """Serve an expert over gRPC until SIGTERM or Ctrl-C, which let accepted calls finish."""
-    from expert_oracle.loading import OracleSpec
-    from expert_oracle.server import serve as answer
-    from services.overrides import key_values
+    from expert_oracle.access import ServerAccess
+    from services.oracle import serve_command
 
-    answer(
-        OracleSpec(oracle, key_values(arguments or [])).build(),
-        name=oracle,
-        env_id=env or "",
+    serve_command(
+        oracle,
+        arguments or [],
         address=address,
+        processes=workers,
+        log_format=log_format.value,
+        access=ServerAccess(tls_cert, tls_key, client_ca, token_file),
+        metrics_address=metrics_address,
+        env_id=env or "",
         max_batch=max_batch,
         max_delay_s=max_delay_ms / 1e3,
+        max_waiting=max_waiting,
+        grace_s=grace_s,
     )
+
+
+@oracle_app.command("ping")
+def oracle_ping(
+    address: AddressArgument, arguments: ClientArguments = None, as_json: JsonOption = False
+) -> None:
+    """Ask a service who it is, whether it is well, and how far away."""
+    from services.oracle import ping_command
+
+    _finish(ping_command(address, arguments or []), as_json)
+
+
+@oracle_app.command("bench")
+def oracle_bench(
+    address: AddressArgument,
+    arguments: ClientArguments = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="States in a call; may be repeated.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each row.")] = 2.0,
+    shape: Annotated[
+        str | None, typer.Option(help="Of one observation, e.g. `17`, where the service does not say.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure labels a second and latency of a service, by batch; it is asked about states of zeros."""
+    from services.oracle import bench_command
+
+    batches = batch or [1, 64, 1024]
+    _finish(bench_command(address, arguments or [], batches=batches, seconds=seconds, shape=shape), as_json)
 
 
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:

@@ -3,13 +3,11 @@
 import asyncio
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,67 +21,19 @@ from expert_oracle import server
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
+from tests.oracle_services import ROOT, SERVE, free_port, process, request, serving, stub_of
 from tutelage import codec, plugins
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
-from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
-ROOT = Path(__file__).parents[1]
-SERVE = [sys.executable, "-m", "services.cli", "oracle", "serve"]
 HERE = str(Path(__file__).with_name("oracles.py"))
 OBS = np.random.default_rng(0).random((64, 5), np.float32)
 Slow = plugins.load(f"{HERE}:Slow")
 FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
 
 
-@contextmanager
-def serving(oracle, **settings):
-    """A service in a thread of this process; gives its address."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def run(coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
-
-    running = run(server.start(oracle, address="127.0.0.1:0", **settings))
-    try:
-        yield running.address
-    finally:
-        run(running.stop(5.0))
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
-
-
-@contextmanager
-def process(oracle, address="127.0.0.1:0", *more):
-    """A service in a process of its own; gives the process and its address."""
-    command = [*SERVE, oracle, "--address", address, *more]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        yield child, child.stdout.readline().partition("grpc://")[2].strip()
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def request(obs, number=1):
-    return pb.ActRequest(id=number, obs=codec.encode(obs))
-
-
 def forged(**tensor):
     return pb.ActRequest(id=3, obs=pb.Tree(tensor=pb.Tensor(**tensor)))
-
-
-def stub_of(channel):
-    return oracle_pb2_grpc.ExpertOracleStub(channel)
 
 
 def test_describe_act_and_stream():
@@ -165,7 +115,7 @@ def test_two_threads_share_one_client():
         (forged(dtype="float32", shape=[2**40, 4]), "0 bytes do not make float32"),
         (request(np.zeros((4, 3), np.float32), 3), "obs: expected shape (N, 4), got (4, 3)"),
         (request(np.zeros((4, 4), int), 3), "obs: expected floating-point numbers, got int64"),
-        (request(np.float32(1), 3), "obs: expected shape (N, 4), got ()"),
+        (request(np.float32(1), 3), "obs: expected arrays with a leading axis N"),
         (request({"a": np.zeros((4, 4))}, 3), "obs: expected a tensor, got a map with ['a']"),
     ],
 )

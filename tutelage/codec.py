@@ -6,8 +6,8 @@ read-only view of the message's bytes, not a copy. A list comes back as a tuple.
 
 from __future__ import annotations
 
+import itertools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -20,11 +20,17 @@ from tutelage.types import Array, Tree
 MAX_BYTES = 64 * 2**20
 """Largest message that either side sends or takes."""
 
+PACKED_BYTES = 2**20
+"""What waits to be sent on a stream is put into one message up to this size."""
+CLIENT = "tutelage-client"
+"""Metadata by which a client names itself."""
+
 _NAMES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in [*_NAMES, "float16", "float32", "float64"]}
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
-_LITTLE_ENDIAN = sys.byteorder == "little"
 MAX_AXES = 32
+MAX_PARTS = 4096
+"""Most tensors, maps and lists in one tree."""
 _DIGITS = "0123456789"
 
 
@@ -38,14 +44,20 @@ def encode(value: Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> pb.Tr
 def encode_into(message: pb.Tree, value: Tree, name: str, max_bytes: int = MAX_BYTES) -> None:
     """The same into an empty message that is part of another one, which spares a copy."""
     _check_size(value, name, max_bytes)
-    _encode(message, value, name)
+    if type(value) is np.ndarray:  # the common case, in few steps
+        _fill(message.tensor, value, name)
+    else:
+        _encode(message, value, name)
 
 
 def _check_size(value: Tree, name: str, max_bytes: int) -> None:
-    leaves = [value] if isinstance(value, np.ndarray) else tree.flatten(value)
-    size = sum(np.asarray(leaf).nbytes for leaf in leaves)
+    size = value.nbytes if type(value) is np.ndarray else _nbytes(value)
     if size > max_bytes:
         raise ValueError(f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}")
+
+
+def _nbytes(value: Tree) -> int:
+    return sum(np.asarray(leaf).nbytes for leaf in tree.flatten(value))
 
 
 def _encode(message: pb.Tree, value: Tree, name: str) -> None:
@@ -72,9 +84,10 @@ def encode_tensor(value: Any, name: str = "tensor") -> pb.Tensor:
 
 def _fill(message: pb.Tensor, value: Any, name: str) -> None:
     array = np.asarray(value)
-    if not array.dtype.isnative or not _LITTLE_ENDIAN:
-        array = array.astype(array.dtype.newbyteorder("<"))
     dtype = _NAME_OF.get(array.dtype)
+    if dtype is None:
+        array = array.astype(array.dtype.newbyteorder("<"))
+        dtype = _NAME_OF.get(array.dtype)
     if dtype is None:
         raise ValueError(f"{name}: dtype {array.dtype} cannot be sent; known: {', '.join(DTYPES)}")
     message.dtype = dtype
@@ -84,19 +97,25 @@ def _fill(message: pb.Tensor, value: Any, name: str) -> None:
 
 def decode(message: pb.Tree, name: str = "tree", max_bytes: int = MAX_BYTES) -> Tree:
     """The tree of read-only arrays in a message. Raises ValueError, naming the field, if it is malformed."""
-    value = _decode(message, name)
+    if message.HasField("tensor"):  # the common case, in few steps
+        value = decode_tensor(message.tensor, name)
+    else:
+        value = _decode(message, name, itertools.count(1))
     _check_size(value, name, max_bytes)
     return value
 
 
-def _decode(message: pb.Tree, name: str) -> Tree:
-    match message.WhichOneof("node"):
-        case "tensor":
-            return decode_tensor(message.tensor, name)
-        case "map":
-            return {key: _decode(item, f"{name}.{key}") for key, item in sorted(message.map.items.items())}
-        case "list":
-            return tuple(_decode(item, f"{name}.{i}") for i, item in enumerate(message.list.items))
+def _decode(message: pb.Tree, name: str, parts: Iterator[int]) -> Tree:
+    if next(parts) > MAX_PARTS:
+        raise ValueError(f"{name}: more than {MAX_PARTS} parts")
+    kind = message.WhichOneof("node")
+    if kind == "tensor":
+        return decode_tensor(message.tensor, name)
+    if kind == "map":
+        items = sorted(message.map.items.items())
+        return {key: _decode(item, f"{name}.{key}", parts) for key, item in items}
+    if kind == "list":
+        return tuple(_decode(item, f"{name}.{i}", parts) for i, item in enumerate(message.list.items))
     raise ValueError(f"{name}: empty, expected a tensor, a map or a list")
 
 
@@ -108,9 +127,9 @@ def decode_tensor(message: pb.Tensor, name: str = "tensor") -> Array:
     shape, data = tuple(message.shape), message.data
     if len(shape) > MAX_AXES:
         raise ValueError(f"{name}: {len(shape)} axes, more than {MAX_AXES}")
-    if math.prod(shape) * dtype.itemsize != len(data) or max(shape, default=0) >= 2**31:
+    if math.prod(shape) * dtype.itemsize != len(data) or (not data and max(shape) >= 2**31):
         raise ValueError(f"{name}: {len(data)} bytes do not make {message.dtype} of shape {list(shape)}")
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.ndarray(shape, dtype, data)
 
 
 def describe_space(space: Any) -> pb.Space:

@@ -11,36 +11,48 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("name", "env_id", "observation_space", "action_space", "version")
+    __slots__ = ("name", "env_id", "observation_space", "action_space", "version", "max_packed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ENV_ID_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_SPACE_FIELD_NUMBER: _ClassVar[int]
     ACTION_SPACE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_PACKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     env_id: str
     observation_space: Space
     action_space: Space
     version: str
-    def __init__(self, name: _Optional[str] = ..., env_id: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    max_packed: int
+    def __init__(self, name: _Optional[str] = ..., env_id: _Optional[str] = ..., observation_space: _Optional[_Union[Space, _Mapping]] = ..., action_space: _Optional[_Union[Space, _Mapping]] = ..., version: _Optional[str] = ..., max_packed: _Optional[int] = ...) -> None: ...
 
 class ActRequest(_message.Message):
-    __slots__ = ("id", "obs")
+    __slots__ = ("id", "obs", "timeout_s", "oldest", "more")
     ID_FIELD_NUMBER: _ClassVar[int]
     OBS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     id: int
     obs: Tree
-    def __init__(self, id: _Optional[int] = ..., obs: _Optional[_Union[Tree, _Mapping]] = ...) -> None: ...
+    timeout_s: float
+    oldest: int
+    more: _containers.RepeatedCompositeFieldContainer[ActRequest]
+    def __init__(self, id: _Optional[int] = ..., obs: _Optional[_Union[Tree, _Mapping]] = ..., timeout_s: _Optional[float] = ..., oldest: _Optional[int] = ..., more: _Optional[_Iterable[_Union[ActRequest, _Mapping]]] = ...) -> None: ...
 
 class ActReply(_message.Message):
-    __slots__ = ("id", "actions", "error")
+    __slots__ = ("id", "actions", "error", "busy", "more")
     ID_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     id: int
     actions: Tree
     error: str
-    def __init__(self, id: _Optional[int] = ..., actions: _Optional[_Union[Tree, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+    busy: str
+    more: _containers.RepeatedCompositeFieldContainer[ActReply]
+    def __init__(self, id: _Optional[int] = ..., actions: _Optional[_Union[Tree, _Mapping]] = ..., error: _Optional[str] = ..., busy: _Optional[str] = ..., more: _Optional[_Iterable[_Union[ActReply, _Mapping]]] = ...) -> None: ...
 
 class Tree(_message.Message):
     __slots__ = ("tensor", "map", "list")

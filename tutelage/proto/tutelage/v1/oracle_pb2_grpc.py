@@ -69,9 +69,14 @@ class ExpertOracleServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ActStream(self, request_iterator, context):
-        """Many questions in flight; answers come in any order and carry the id of their question. An id may be
-        asked again after a break of the connection. A question that cannot be answered gets an error on its
-        id, and the stream goes on.
+        """Many questions in flight; answers come in any order and carry the id of their question. A question that
+        cannot be answered gets an error on its id, and the stream goes on.
+
+        After a break of the connection, what is unanswered is asked again under its old id. A client that names
+        itself, by the same metadata `tutelage-client` on each stream, gets for such an id the answer that was
+        lost on the way, and the expert is not asked twice; its ids are unique among all its streams.
+
+        One message may carry several questions (`more`), and to a client that does so several answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,294 @@
+"""Who may ask an expert, and who may answer: TLS, client certificates and bearer tokens, on both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from expert_oracle.metrics import Figures, fault
+from tutelage.errors import ConfigError
+
+TOKEN = "TUTELAGE_TOKEN"
+"""Environment variable with the token of a client that is given none."""
+EXEMPT = "/grpc.health.v1.Health/"
+PROBE_S = 2.0
+HUNG_UP = (
+    "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows; set "
+    "cert=PATH and key=PATH"
+)
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot read {path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class ServerAccess:
+    """Files that say whom a service lets in; all empty: anybody, unencrypted.
+
+    Certificates and tokens are read again when their files change, for connections made from then on.
+    """
+
+    tls_cert: str = ""  # PEM, with the chain
+    tls_key: str = ""
+    client_ca: str = ""  # clients show a certificate that it signed
+    token_file: str = ""  # a token a line; a client has one of them
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError("a TLS certificate and its key go together: give --tls-cert and --tls-key")
+        if self.client_ca and not self.tls_cert:
+            raise ConfigError("--client-ca needs TLS: give --tls-cert and --tls-key too")
+        if self.tls_cert:
+            _context(self.client_ca, self.tls_cert, self.tls_key)
+        if self.token_file:
+            TokenFile(self.token_file)
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        if not self.tls_cert:
+            return None
+        certificates = Changing([self.tls_cert, self.tls_key, self.client_ca], self._certificates)
+        return grpc.dynamic_ssl_server_credentials(
+            certificates.value, certificates.changed, require_client_authentication=bool(self.client_ca)
+        )
+
+    def _certificates(self) -> grpc.ServerCertificateConfiguration:
+        _context(self.client_ca, self.tls_cert, self.tls_key)
+        pair = _read(self.tls_key, "--tls-key"), _read(self.tls_cert, "--tls-cert")
+        roots = _read(self.client_ca, "--client-ca") if self.client_ca else None
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+
+    def interceptors(self, figures: Figures) -> list[grpc.aio.ServerInterceptor]:
+        return [TokenCheck(TokenFile(self.token_file), figures)] if self.token_file else []
+
+    def warning(self, address: str) -> str | None:
+        """What a service that others can reach lacks."""
+        lacking = [] if self.tls_cert else ["TLS (--tls-cert, --tls-key)"]
+        if not self.token_file and not self.client_ca:
+            lacking.append("tokens (--token-file) or client certificates (--client-ca)")
+        if not lacking or _is_loopback(address.rpartition(":")[0]):
+            return None
+        return f"{address} can be reached from other machines and has no {' and no '.join(lacking)}"
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return host == "localhost" or host.startswith("unix:")
+
+
+class Changing:
+    """A value made from files, made again when one of them changes."""
+
+    def __init__(self, paths: Iterable[str], make: Callable[[], Any]) -> None:
+        self._paths = [Path(path).expanduser() for path in paths if path]
+        self._make = make
+        self._stamp = self._now()
+        self.value = make()
+
+    def changed(self) -> Any:
+        """The new value; None while it is the old one, or where the new files are no good."""
+        stamp = self._now()
+        if stamp == self._stamp:
+            return None
+        try:
+            self.value = self._make()
+        except ConfigError as error:
+            fault("new certificates or tokens not taken", error=str(error))
+            return None
+        self._stamp = stamp
+        return self.value
+
+    def _now(self) -> list[tuple[int, int]]:
+        return [_stamp(path) for path in self._paths]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_size
+
+
+class TokenFile:
+    """Tokens, one a line; `#` begins a comment."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = Changing([path], self._tokens)
+
+    def _tokens(self) -> list[bytes]:
+        lines = (line.partition(b"#")[0].strip() for line in _read(self._path, "--token-file").splitlines())
+        tokens = [line for line in lines if line]
+        if not tokens:
+            raise ConfigError(f"--token-file: {self._path} has no token")
+        return tokens
+
+    def knows(self, token: bytes) -> bool:
+        """Takes as long for a wrong token as for a right one."""
+        self._file.changed()
+        return sum(hmac.compare_digest(token, known) for known in self._file.value) > 0
+
+
+class TokenCheck(grpc.aio.ServerInterceptor):
+    """Lets in who has a token; once for a stream. Health is open to all."""
+
+    def __init__(self, tokens: TokenFile, figures: Figures) -> None:
+        self._tokens = tokens
+        self._figures = figures
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        refusal = self._refusal(handler_call_details)
+        if refusal is None:
+            return await continuation(handler_call_details)
+        self._figures.refusals["unauthenticated"] += 1
+        fault("refused", reason=refusal, rpc=handler_call_details.method)
+        return _refusing(refusal)
+
+    def _refusal(self, details: Any) -> str | None:
+        if details.method.startswith(EXEMPT):
+            return None
+        given = dict(details.invocation_metadata).get("authorization", "")
+        kind, _, token = given.partition(" ")
+        if kind.lower() != "bearer" or not token:
+            return "this service asks for a token, and none was sent"
+        return (
+            None if self._tokens.knows(token.strip().encode()) else "the token is not known to this service"
+        )
+
+
+def _refusing(refusal: str) -> grpc.RpcMethodHandler:
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)  # also for others: it reads nothing
+
+
+@dataclass(frozen=True)
+class ClientAccess:
+    """How a client shows who it is, and knows the service. Picklable: files are read where it connects.
+
+    A certificate, a key or an authority of its own means TLS. Without `ca` the authorities that gRPC ships
+    are trusted. Without a token the environment's TUTELAGE_TOKEN is sent, if there is one.
+    """
+
+    tls: bool = False
+    ca: str = ""  # PEM files
+    cert: str = ""
+    key: str = ""
+    token: str = ""
+    token_file: str = ""
+    server_name: str = ""  # expected in the certificate, where it is not the address
+
+    def __post_init__(self) -> None:
+        if bool(self.cert) != bool(self.key):
+            raise ConfigError("a client's certificate and its key go together: give `cert` and `key`")
+        if self.token and self.token_file:
+            raise ConfigError("give `token` or `token_file`, not both")
+
+    @property
+    def encrypted(self) -> bool:
+        return self.tls or bool(self.ca or self.cert)
+
+    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+        if not self.encrypted:
+            return grpc.aio.insecure_channel(address, options=options)
+        _context(self.ca, self.cert, self.key)
+        names = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
+        credentials = grpc.ssl_channel_credentials(
+            _read(self.ca, "ca") if self.ca else None,
+            _read(self.key, "key") if self.key else None,
+            _read(self.cert, "cert") if self.cert else None,
+        )
+        return grpc.aio.secure_channel(address, credentials, options=[*options, *names])
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        token = self.token or os.environ.get(TOKEN, "")
+        if self.token_file:
+            token = _read(self.token_file, "token_file").decode().strip()
+        return (("authorization", f"Bearer {token}"),) if token else ()
+
+    async def explain(self, address: str) -> str | None:
+        """Why no connection will come about, found out by a handshake; None if it may yet."""
+        why = await self._probe(address)
+        if why == HUNG_UP:  # as a service does that is just being stopped: look again
+            await asyncio.sleep(0.5)
+            why = await self._probe(address)
+        return why
+
+    async def _probe(self, address: str) -> str | None:
+        host, _, port = address.rpartition(":")
+        context = _context(self.ca, self.cert, self.key) if self.encrypted else _trusting()
+        try:
+            async with asyncio.timeout(PROBE_S):
+                return await self._handshake(host.strip("[]"), int(port), context)
+        except (OSError, TimeoutError):
+            return None
+
+    async def _handshake(self, host: str, port: int, context: ssl.SSLContext) -> str | None:
+        try:
+            name = self.server_name or host
+            reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=name)
+        except ssl.SSLError as error:
+            return self._fault(error)
+        try:
+            if not self.encrypted:
+                return "it speaks TLS: set tls=true, or ca=PATH of who signed it"
+            return None if await reader.read(1) else HUNG_UP  # gRPC says hello first
+        finally:
+            writer.transport.abort()
+
+    def _fault(self, error: ssl.SSLError) -> str | None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {error.verify_message}"
+        reason = error.reason or ""
+        if self.encrypted and ("WRONG_VERSION" in reason or "RECORD_LAYER" in reason):
+            return "it does not speak TLS: leave out tls, ca, cert and key"
+        return None
+
+
+def _context(ca: str, cert: str, key: str) -> ssl.SSLContext:
+    """Raises ConfigError for files that are no certificates or keys, or do not belong together."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    if ca:
+        _load(ca, lambda: context.load_verify_locations(cafile=Path(ca).expanduser()))
+    if cert:
+        pair = Path(cert).expanduser(), Path(key).expanduser()
+        _load(
+            f"{cert} and {key}", lambda: context.load_cert_chain(*pair, password="")
+        )  # never ask the terminal
+    return context
+
+
+def _load(files: str, load: Callable[[], None]) -> None:
+    try:
+        load()
+    except ssl.SSLError as error:
+        raise ConfigError(f"{files}: no PEM certificate or key, or not a pair ({error.reason})") from None
+    except OSError as error:
+        raise ConfigError(f"{files}: {error.strerror}") from None
+
+
+def _trusting() -> ssl.SSLContext:
+    """For a look at who is there; nothing is sent over it."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -1,0 +1,262 @@
+"""One stream of the service: questions are read while few are unanswered, answers written as they come.
+
+What a client that names itself was told is remembered until it has heard it: a question that is asked again
+after a break of the connection is not put to the expert twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from expert_oracle.desk import Asked, Desk
+from tutelage import codec
+from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+
+MAX_UNANSWERED = 64
+"""Questions of one stream that are read before the first of them is answered."""
+MAX_PACKED = 256
+"""Questions in one message."""
+MAX_REMEMBERED = 256
+MAX_REMEMBERED_BYTES = 16 * 2**20
+FORGET_S = 120.0
+"""How long a client that is gone may come back for what it was told."""
+MAX_GONE = 1024
+"""Clients that are gone and remembered."""
+
+
+@dataclass(eq=False)
+class Memory:
+    """What one client asked and may not have heard the answer of."""
+
+    waiting: dict[int, Asked] = field(default_factory=dict)
+    replies: OrderedDict[int, pb.ActReply] = field(default_factory=OrderedDict)
+    size: int = 0  # bytes of the replies
+    streams: int = 0  # open ones
+
+    def note(self, reply: pb.ActReply | Asked) -> None:
+        """What became of a new question."""
+        if isinstance(reply, Asked):
+            self.waiting[reply.id] = reply
+        else:
+            self._keep_reply(reply)
+
+    def keep(self, asked: Asked) -> None:
+        """The expert has answered, or was spared the question."""
+        if self.waiting.get(asked.id) is asked:
+            del self.waiting[asked.id]
+        if asked.reply is not None:
+            self._keep_reply(asked.reply)
+
+    def _keep_reply(self, reply: pb.ActReply) -> None:
+        if reply.busy:
+            return  # it is to be asked again
+        self.replies[reply.id] = reply
+        self.size += reply.ByteSize()
+        while len(self.replies) > MAX_REMEMBERED or self.size > MAX_REMEMBERED_BYTES:
+            self._drop_first()
+
+    def known(self, request_id: int) -> pb.ActReply | Asked | None:
+        """The reply that may have been lost, or the question that still waits."""
+        asked = self.waiting.get(request_id)
+        if asked is None or asked.question.answer.cancelled():
+            return self.replies.get(request_id)
+        return asked
+
+    def forget_before(self, oldest: int) -> None:
+        """The client has heard all before `oldest`."""
+        while self.replies and next(iter(self.replies)) < oldest:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self.size -= self.replies.popitem(last=False)[1].ByteSize()
+
+
+class Memories:
+    """Those of the clients with an open stream, and of those that went a short while ago."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Memory] = {}
+        self._gone: OrderedDict[str, asyncio.TimerHandle] = OrderedDict()
+
+    @contextlib.contextmanager
+    def of(self, client: str) -> Iterator[Memory]:
+        """The client's memory while it has a stream open."""
+        memory = self._of.setdefault(client, Memory())
+        memory.streams += 1
+        if client in self._gone:
+            self._gone.pop(client).cancel()
+        try:
+            yield memory
+        finally:
+            memory.streams -= 1
+            if not memory.streams:
+                self._went(client)
+
+    def _went(self, client: str) -> None:
+        self._gone[client] = asyncio.get_running_loop().call_later(FORGET_S, self._forget, client)
+        memory = self._of[client]
+        if len(self._gone) > MAX_GONE:
+            self._forget(next(iter(self._gone)))
+        elif not memory.replies and not memory.waiting:
+            self._forget(client)
+
+    def _forget(self, client: str) -> None:
+        self._gone.pop(client).cancel()
+        del self._of[client]
+
+
+class Conversation:
+    """A stream, from its first question to its last answer."""
+
+    def __init__(self, context: Any, desk: Desk, memory: Memory | None) -> None:
+        self._context = context
+        self._desk = desk
+        self._memory = memory
+        self._waiting: dict[Asked, None] = {}  # for the expert; oldest first
+        self._outbox: list[pb.ActReply] = []
+        self._writing = False
+        self._writer: asyncio.Task[None] | None = None  # of what is answered later
+        self._packs = False  # the client takes several replies in one message
+        self._changed = asyncio.Event()  # something was answered or written
+        self._task: asyncio.Task[Any] | None = None
+        self._reading = False
+        self._draining = False
+        self._ended = False
+
+    def drain(self) -> None:
+        """Read no more questions; the stream ends once what was asked is answered."""
+        self._draining = True
+        if self._reading and self._task is not None:
+            self._task.cancel()
+
+    async def run(self) -> None:
+        self._task = asyncio.current_task()
+        try:
+            while (message := await self._read()) is not None:
+                if len(message.more) > MAX_PACKED:
+                    await self._refuse(f"more than {MAX_PACKED} questions in one message")
+                self._take(message)
+                await self._write()
+                await self._until(self._has_room)
+            await self._until(self._is_done)
+        finally:
+            self._abandon()
+
+    async def _refuse(self, why: str) -> None:
+        await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
+
+    async def _read(self) -> pb.ActRequest | None:
+        """The next message; None once the client has no more, or the service drains."""
+        if self._draining:
+            return None
+        self._reading = True
+        try:
+            message = await self._context.read()
+        except asyncio.CancelledError:
+            if self._draining:
+                return None
+            raise
+        finally:
+            self._reading = False
+        return message if isinstance(message, pb.ActRequest) else None
+
+    def _take(self, message: pb.ActRequest) -> None:
+        """Answer what can be answered at once; the rest is written when the expert has answered."""
+        requests = message.more or (message,)
+        self._desk.figures.requests["ActStream"] += len(requests)
+        self._packs = self._packs or len(requests) > 1
+        for request in requests:
+            reply = self._answer(request)
+            if isinstance(reply, Asked):
+                self._await(reply)
+            else:
+                self._outbox.append(reply)
+
+    def _answer(self, request: pb.ActRequest) -> pb.ActReply | Asked:
+        """From memory, or from the expert."""
+        memory = self._memory
+        if memory is None:
+            return self._desk.take(request)
+        memory.forget_before(request.oldest)
+        known = memory.known(request.id)
+        if known is not None:
+            self._desk.figures.repeats += 1
+            return known
+        reply = self._desk.take(request, memory.keep)
+        memory.note(reply)
+        return reply
+
+    def _await(self, asked: Asked) -> None:
+        asked.owner = self
+        self._waiting[asked] = None
+        asked.question.answer.add_done_callback(lambda _: self._hear(asked))
+
+    def _hear(self, asked: Asked) -> None:
+        """The expert has answered; what it answers at the same time is written together."""
+        self._waiting.pop(asked, None)
+        self._changed.set()
+        if asked.reply is None or self._ended:
+            return
+        self._outbox.append(asked.reply)
+        if not self._writing:
+            self._writing = True
+            self._writer = asyncio.create_task(self._write_all())
+
+    def _has_room(self) -> bool:
+        """Otherwise no more is read: who does not read answers is not asked for more questions."""
+        unanswered = len(self._waiting) + len(self._outbox)
+        if unanswered < 2:
+            return True
+        held = sum(asked.question.size for asked in self._waiting)
+        return unanswered < MAX_UNANSWERED and held < codec.MAX_BYTES
+
+    def _is_done(self) -> bool:
+        return not self._waiting and not self._outbox and not self._writing
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _write(self) -> None:
+        """Write what there is; whoever is at it takes along what comes meanwhile."""
+        if not self._writing:
+            self._writing = True
+            await self._write_all()
+
+    async def _write_all(self) -> None:
+        try:
+            while self._outbox:
+                await self._context.write(self._next())
+        finally:
+            self._writing = False
+            self._changed.set()
+
+    def _next(self) -> pb.ActReply:
+        """One reply, or several in one message."""
+        if len(self._outbox) == 1 or not self._packs:
+            return self._outbox.pop(0)
+        size = count = 0
+        for reply in self._outbox:
+            size += reply.ByteSize()
+            count += 1
+            if size > codec.PACKED_BYTES:
+                break
+        packed, self._outbox = self._outbox[:count], self._outbox[count:]
+        return pb.ActReply(more=packed)
+
+    def _abandon(self) -> None:
+        """Spare the expert what nobody waits for: a stream that broke takes its questions back."""
+        self._ended = True
+        for asked in self._waiting:
+            if asked.owner is self:
+                asked.question.withdraw()
+        if self._writer is not None:
+            self._writer.cancel()

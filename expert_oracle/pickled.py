@@ -1,0 +1,79 @@
+"""Plain values out of a pickle that others wrote, without running anything that it names.
+
+A pickle is a program: what it names, it calls. Here numpy's arrays and numbers are rebuilt, and every other
+name stands for an `Opaque` record that keeps what the pickle would have given to it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ConfigError, OracleError
+
+ARRAYS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype"}
+"""The names in numpy that make arrays and numbers, and do nothing else."""
+
+
+class Opaque(dict[Any, Any]):
+    """What a pickle says of an object whose class was not imported: its items, `args` and `state`."""
+
+    name = ""
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *args: Any, **_kwargs: Any) -> Opaque:
+        self = super().__new__(cls)
+        self.args = args
+        return self
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __call__(self, *args: Any, **_kwargs: Any) -> Opaque:
+        return Opaque(*args)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def append(self, value: Any) -> None:
+        self.args += (value,)
+
+    extend = add = append
+
+
+def _bytes(text: str, _encoding: str) -> bytes:
+    """Bytes as old pickles write them."""
+    return text.encode("latin1")
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if module_name.split(".")[0] == "numpy" and global_name in ARRAYS:
+            return super().find_class(module_name, global_name)
+        if (module_name, global_name) == ("_codecs", "encode"):
+            return _bytes
+        return type(global_name, (Opaque,), {"name": f"{module_name}.{global_name}"})
+
+
+def read_pickle(path: Path) -> Any:
+    """What a pickle file holds: plain values, arrays and `Opaque` records. Nothing in it is run."""
+    if not path.is_file():
+        raise ConfigError(f"no such file: {path}")
+    try:
+        return _Reader(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # whatever a malformed program makes of numpy
+        raise OracleError(f"{path} is no readable pickle: {type(error).__name__}: {error}") from None
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """The attributes of an `Opaque` record, else an empty dict."""
+    state = value.state if isinstance(value, Opaque) else None
+    if isinstance(state, tuple):  # (attributes, slots)
+        state = {k: v for part in state if isinstance(part, dict) for k, v in part.items()}
+    return state if isinstance(state, dict) else {}

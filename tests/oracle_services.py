@@ -1,0 +1,135 @@
+"""Expert services for tests: in a thread of this process, in processes of their own, behind a bad line."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from expert_oracle import server
+from tutelage import codec
+from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
+
+ROOT = Path(__file__).parents[1]
+SERVE = [sys.executable, "-m", "services.cli", "oracle", "serve"]
+
+
+@contextmanager
+def looping():
+    """An event loop in a thread; gives a function that runs a coroutine there."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+
+
+@contextmanager
+def running(oracle, **settings):
+    """A service in a thread of this process."""
+    with looping() as run:
+        started = run(server.start(oracle, **{"address": "127.0.0.1:0", **settings}))
+        try:
+            yield started
+        finally:
+            run(started.stop(5.0))
+
+
+@contextmanager
+def serving(oracle, **settings):
+    """The same; gives its address."""
+    with running(oracle, **settings) as started:
+        yield started.address
+
+
+@contextmanager
+def process(oracle, address="127.0.0.1:0", *more):
+    """A service in a process of its own; gives the process and its address."""
+    command = [*SERVE, oracle, "--address", address, *more]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        yield child, child.stdout.readline().partition("grpc://")[2].partition(" ")[0].strip()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+class Line:
+    """A TCP proxy before a service; `hold` makes it a black hole, `cut` breaks every connection."""
+
+    def __init__(self, target):
+        self._target = target.rpartition(":")
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers = set()
+        self.connections = 0
+
+    async def start(self):
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _accept(self, reader, writer):
+        self.connections += 1
+        far_reader, far_writer = await asyncio.open_connection(self._target[0], int(self._target[2]))
+        self._writers |= {writer, far_writer}
+        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        self._writers -= {writer, far_writer}
+
+    async def _pump(self, reader, writer):
+        try:
+            while data := await reader.read(2**16):
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def hold(self):
+        self._open.clear()
+
+    async def release(self):
+        self._open.set()
+
+    async def cut(self):
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def stop(self):
+        self._open.set()
+        await self.cut()
+        self._server.close()
+
+
+@contextmanager
+def line_to(target):
+    """A line to a service: gives its address, and what does `hold`, `release` or `cut`."""
+    with looping() as run:
+        line = Line(target)
+        try:
+            yield run(line.start()), lambda what: run(getattr(line, what)())
+        finally:
+            run(line.stop())
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def request(obs, number=1, **fields):
+    return pb.ActRequest(id=number, obs=codec.encode(obs), **fields)
+
+
+def stub_of(channel):
+    return oracle_pb2_grpc.ExpertOracleStub(channel)
