@@ -29,6 +29,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.common import Row, cpu_seconds, interleaved, row, run
 from benchmarks.dataset import BLOCK, fill
+from learner.dataset import Dataset
 from learner.learner import CHUNK_ROWS, MethodLearner
 from services.trainer import TrainerConfig
 from tutelage.types import Demonstrations
