@@ -29,6 +29,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.common import Row, cpu_seconds, interleaved, row, run
 from benchmarks.dataset import BLOCK, fill
+from learner.dataset import Dataset
 from learner.learner import CHUNK_ROWS, MethodLearner
 from services.trainer import TrainerConfig
 from tutelage.types import Demonstrations
@@ -136,12 +137,19 @@ def learn_in_turns(folder: str) -> None:
     learners = {"disk": bc_learner(Path(folder) / "disk"), "memory": bc_learner(Path(folder) / "memory")}
     learners["memory"].update([], key="", seed=0, env_steps=0)  # warms up
     learners["memory"].config.num_epochs = LARGE_CHUNKS
-    chunks = {name: learner._chunks([], key="", seed=0) for name, learner in learners.items()}
+    chunks = {
+        name: learner._chunks_of_dataset(dataset_of(learner), seed=0) for name, learner in learners.items()
+    }
     seconds = dict.fromkeys(learners, 0.0)
     for _ in range(LARGE_CHUNKS):
         for name, learner in learners.items():
             seconds[name] += cpu_seconds(partial(learner._descend, islice(chunks[name], 1)))
     print(json.dumps({**seconds, "peak_mb": peak_mb()}))
+
+
+def dataset_of(learner: MethodLearner) -> Dataset:
+    assert learner.dataset is not None
+    return learner.dataset
 
 
 def peak_mb() -> float:
