@@ -21,6 +21,7 @@ from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
 MAX_UNANSWERED = 64
 """Questions of one stream that are read before the first of them is answered."""
+GARBAGE = "that was no ActRequest"
 MAX_PACKED = 256
 """Questions in one message."""
 MAX_REMEMBERED = 256
@@ -165,6 +166,8 @@ class Conversation:
             raise
         finally:
             self._reading = False
+        if message is None:
+            await self._refuse(GARBAGE)
         return message if isinstance(message, pb.ActRequest) else None
 
     def _take(self, message: pb.ActRequest) -> None:

@@ -111,18 +111,15 @@ def _reason(error: Exception) -> str:
 def _check_numbers(obs: Tree) -> None:
     """A label for a state that is not known would be none."""
     for leaf in [obs] if isinstance(obs, np.ndarray) else tree.flatten(obs):
-        if leaf.dtype.kind == "f" and _has_nan(leaf):
+        if leaf.dtype.kind == "f" and leaf.size and _has_nan(leaf):
             bad = int(np.isnan(leaf).reshape(len(leaf), -1).any(1).sum())
             raise ValueError(f"obs: NaN in {bad} of {len(leaf)} states")
 
 
 def _has_nan(array: Array) -> bool:
-    """The sum of squares is NaN exactly where one is in it, for squares do not cancel; it takes one pass."""
-    if array.dtype.itemsize < 4:
-        return bool(np.isnan(array).any())
-    flat = array.reshape(-1)
-    squares = np.dot(flat, flat)
-    return bool(squares != squares)
+    """The least number is NaN exactly where one is among them; it takes one pass."""
+    least = np.minimum.reduce(array, None)
+    return bool(least != least)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """A person as an expert: states become questions of kind "action", answers become actions.
 
-    human:module:attr     where module:attr makes a LabelerClient
+    human:module:attr     where module:attr is a LabelerClient, or makes one when called
 
 What a labeler must promise is in `LabelerClient`. A question's id is that of its state, so whoever asks
 again about a state, after a timeout or a restart, finds the answer that came late: no answer of a person is
@@ -18,6 +18,7 @@ import numpy as np
 import tree
 
 from expert_oracle.wrappers import agreed
+from tutelage import plugins
 from tutelage.errors import ConfigError, OracleError
 from tutelage.protocols import Oracle
 from tutelage.types import Answer, Array, Query, Tree
@@ -45,16 +46,18 @@ class LabelerClient(Protocol):
 class HumanOracle:
     """People behind a labeler, asked for actions. An `Oracle`.
 
-    context: goes with every question, for the page that shows it (the environment's id, what to press);
-    batch: questions in one `submit`; timeout_s: how long one `act` waits for all its answers;
-    answers_wanted: by so many people, who are then averaged, of Discrete actions the majority; otherwise:
-    the word of an expert that acts where nobody answered or could tell. Without it that is an OracleError
-    with their number.
+    client: the way to them, or the `module:attr` that is it or makes it
+    context: goes with every question, for the page that shows it: the environment's id, what to press
+    batch: questions in one `submit`
+    timeout_s: how long one `act` waits for all its answers
+    answers_wanted: by so many people, who are then averaged; of Discrete actions the majority counts
+    otherwise: the word of an expert that acts where nobody answered or could tell; without it that is an
+        OracleError with their number
     """
 
     def __init__(
         self,
-        client: LabelerClient,
+        client: LabelerClient | str,
         *,
         context: Mapping[str, Any] | None = None,
         batch: int = 256,
@@ -68,7 +71,8 @@ class HumanOracle:
                 f"human: batch={batch} and answers_wanted={answers_wanted} must be 1 or more, "
                 f"timeout_s={timeout_s} 0 or more"
             )
-        self.client, self.context = client, dict(context or {})
+        self.client = _client(client) if isinstance(client, str) else client
+        self.context = dict(context or {})
         self.batch, self.timeout_s = batch, timeout_s
         self.answers_wanted, self.priority = answers_wanted, priority
         self.otherwise = None if otherwise is None else _expert(otherwise)
@@ -156,20 +160,17 @@ def _action(answers: Sequence[Answer]) -> Array | None:
         ) from None
 
 
+def _client(word: str) -> LabelerClient:
+    """The client that the plug-in `word` is, or makes when called without arguments."""
+    value = plugins.load(word)
+    client = value() if callable(value) else value
+    if not isinstance(client, LabelerClient):
+        kind = type(client).__name__
+        raise ConfigError(f"human: {word} is a {kind} without submit(queries) and wait(ids, timeout_s)")
+    return client
+
+
 def _expert(word: str) -> Oracle:
     from expert_oracle.loading import OracleSpec
 
     return OracleSpec(word).build()
-
-
-def make_human(client: str, **arguments: Any) -> HumanOracle:
-    """The person behind the client that the plug-in `client` is, or makes when called without arguments."""
-    from tutelage import plugins
-
-    value = plugins.load(client)
-    made = value() if isinstance(value, type) or not isinstance(value, LabelerClient) else value
-    if not isinstance(made, LabelerClient):
-        raise ConfigError(
-            f"human: {client} is a {type(made).__name__} without submit(queries) and wait(ids, timeout_s)"
-        )
-    return HumanOracle(made, **arguments)

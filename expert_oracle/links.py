@@ -313,6 +313,7 @@ class Link:
         self._more = asyncio.Event()
         self._heard_at = 0.0
         self._max_packed = 0
+        self._hung_up = False
         self._retry_at = 0.0
 
     def start(self) -> None:
@@ -334,6 +335,7 @@ class Link:
     def hang_up(self) -> None:
         """The service sees it, and spares its expert what it has not begun."""
         if self.stream is not None:
+            self._hung_up = True
             self.stream.cancel()
 
     async def _run(self) -> None:
@@ -394,6 +396,7 @@ class Link:
         """Ask and hear until the stream ends."""
         stub: Any = oracle_pb2_grpc.ExpertOracleStub(channel)
         names = ((codec.CLIENT, self._board.client), *self._board.access.metadata())
+        self._hung_up = False
         self.stream = stream = stub.ActStream(metadata=names)
         writer = self._loop.create_task(self._write(stream))
         self._board.assign()
@@ -403,6 +406,9 @@ class Link:
             self._board.reason = reason = f"{error.code().name}: {error.details()}"
             if _is_hopeless(error):
                 raise OracleError(f"the expert at {self.address} refused: {reason}") from None
+        except asyncio.CancelledError:
+            if not self._hung_up:
+                raise
         finally:
             writer.cancel()
             stream.cancel()

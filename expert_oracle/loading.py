@@ -37,11 +37,11 @@ KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert 
     "rllib": "expert_oracle.rllib:load_rllib",
     "torchscript": "expert_oracle.exported:load_torchscript",
     "onnx": "expert_oracle.exported:load_onnx",
-    "planner": "expert_oracle.planner:make_planner",
     "noisy": "expert_oracle.wrappers:Noisy",
     "slow": "expert_oracle.wrappers:Slow",
-    "human": "expert_oracle.human:make_human",
+    "human": "expert_oracle.human:HumanOracle",
 }
+NAMED: Mapping[str, str] = {"planner:cem": "expert_oracle.planner:CEM"}  # whole words -> who makes them
 
 
 @contextlib.contextmanager
@@ -87,14 +87,16 @@ class OracleSpec:
         scheme, separator, rest = self.oracle.partition(":")
         if not separator:
             raise ConfigError(f"{self.oracle!r} is no expert{_nearest(self.oracle)}")
-        return self._of_kind(scheme, rest) if scheme in KINDS else self._plugin()
+        if self.oracle in NAMED:
+            return self._ours(NAMED[self.oracle])
+        return self._ours(KINDS[scheme], rest) if scheme in KINDS else self._plugin()
 
-    def _of_kind(self, kind: str, rest: str) -> Oracle:
-        """An expert of `KINDS`; the module is imported only here, and torch or the like with it."""
+    def _ours(self, maker: str, *rest: str) -> Oracle:
+        """An expert of this package; its module is imported only here, and torch or the like with it."""
         with one_line(f"expert {self.oracle} cannot be made"):
-            make = plugins.load(KINDS[kind])
-            self._check_arguments(make, rest)
-            return make(rest, **self.arguments)
+            make = plugins.load(maker)
+            self._check_arguments(make, *rest)
+            return make(*rest, **self.arguments)
 
     def _remote(self) -> Oracle:
         from expert_oracle.remote import RemoteOracle  # gRPC only where it is used
@@ -164,7 +166,7 @@ def _nearest(word: str) -> str:
 def _similar(word: str) -> str:
     """The same for a word of an unknown kind: only a near miss is worth mentioning."""
     kinds = [f"{kind}:{word.partition(':')[2]}" for kind in KINDS]
-    near = plugins.did_you_mean(word, [*known_words(), *kinds])
+    near = plugins.did_you_mean(word, [*known_words(), *kinds, *NAMED])
     return near if "did you mean" in near else ""
 
 

@@ -206,8 +206,8 @@ def _check_pose(env: Any, simulated: Simulated) -> None:
         off = float(np.abs(np.append(following, reward) - expected).max())
         if not off < 1e-3 * (1 + float(np.abs(expected).max())):
             raise OracleError(
-                f"a step of {env.spec.id} from an observed state is not the one from the state itself (off by "
-                f"{off:.2g}): it observes too little to plan, or pose(env, obs) is wrong"
+                f"a step of {env.spec.id} from an observed state is not the one from the state itself (off "
+                f"by {off:.2g}): it observes too little to plan, or pose(env, obs) is wrong"
             )
 
 

@@ -44,7 +44,7 @@ def _balance(obs: Array) -> Array:
 
 
 def _climb(obs: Array) -> Array:
-    """MountainCar: minus the steps to go, by the energy that is missing for the top; the whole climb takes 100."""
+    """MountainCar: minus the steps to go, by the energy that is missing; the whole climb takes 100."""
     x, velocity = np.moveaxis(obs, -1, 0)
     energy = 0.0025 * np.sin(3 * x) / 3 + velocity**2 / 2
     return 6e4 * np.minimum(energy - 0.0025 / 3, 0)
@@ -194,13 +194,3 @@ def _proposal(space: Any) -> Callable[[Any, int, int], _Gaussian | _Categorical]
         case "Discrete":
             return _Categorical.wide
     raise ConfigError(f"planner: it cannot plan in {space}; it can in Discrete and in a flat, bounded Box")
-
-
-PLANNERS = {"cem": CEM}
-
-
-def make_planner(name: str, **arguments: Any) -> CEM:
-    """The planner of that name. ConfigError for an unknown one."""
-    if name not in PLANNERS:
-        raise ConfigError(f"no planner {name!r}{plugins.did_you_mean(name, PLANNERS)}")
-    return PLANNERS[name](**arguments)

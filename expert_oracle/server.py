@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import tutelage
 from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
-from expert_oracle.conversation import MAX_PACKED, Conversation, Memories
+from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories
 from expert_oracle.desk import Asked, Desk
 from expert_oracle.loading import checked, described
 from expert_oracle.metrics import Figures, event, expose
 from tutelage import codec
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
-from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 from tutelage.protocols import Oracle
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExpertOracle"].full_name
@@ -49,7 +49,7 @@ GRACE_S = 10.0
 OPEN = ServerAccess()
 
 
-class ExpertOracleService(oracle_pb2_grpc.ExpertOracleServicer):
+class ExpertOracleService:
     """The RPCs of `oracle.proto`."""
 
     def __init__(self, description: pb.DescribeReply, desk: Desk) -> None:
@@ -63,8 +63,10 @@ class ExpertOracleService(oracle_pb2_grpc.ExpertOracleServicer):
         self.figures.requests["Describe"] += 1
         return self._description
 
-    async def Act(self, request: pb.ActRequest, context: Any) -> pb.ActReply:
+    async def Act(self, request: pb.ActRequest | None, context: Any) -> pb.ActReply:
         self.figures.requests["Act"] += 1
+        if request is None:
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, GARBAGE)
         reply = self._desk.take(request, timeout_s=context.time_remaining() or 0.0)
         if not isinstance(reply, pb.ActReply):
             reply = await _awaited(reply)
@@ -168,10 +170,27 @@ def _server(
         options=[*OPTIONS, ("grpc.so_reuseport", int(share_port))],
         maximum_concurrent_rpcs=MAX_RPCS,
     )
-    oracle_pb2_grpc.add_ExpertOracleServicer_to_server(service, server)
+    server.add_generic_rpc_handlers((_handler(service),))
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return server
+
+
+def _handler(service: ExpertOracleService) -> grpc.GenericRpcHandler:
+    """As the generated code has it, but for requests that cannot be parsed: they are no error of ours."""
+    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+    describe = unary(service.Describe, pb.DescribeRequest.FromString, pb.DescribeReply.SerializeToString)
+    act = unary(service.Act, _parsed, pb.ActReply.SerializeToString)
+    act_stream = stream(service.ActStream, _parsed, pb.ActReply.SerializeToString)
+    methods = {"Describe": describe, "Act": act, "ActStream": act_stream}
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _parsed(data: bytes) -> pb.ActRequest | None:
+    try:
+        return pb.ActRequest.FromString(data)
+    except DecodeError:
+        return None
 
 
 def _listen(server: grpc.aio.Server, address: str, access: ServerAccess) -> int:
@@ -222,19 +241,20 @@ def serve(
     """Serve `oracle` until SIGTERM or SIGINT; `settings` are those of `start`."""
 
     async def run() -> None:
+        stop = asked_to_end()
         running = await start(oracle, address=address, name=name, **settings)
         print(f"expert {name} answers on grpc://{running.address}", flush=True)
-        await signalled()
+        await stop.wait()
         await running.stop(grace_s)
 
     asyncio.run(run())
 
 
-async def signalled(parent: int | None = None) -> None:
-    """Return once the process is asked to end, or the parent at the other end of a pipe is gone."""
+def asked_to_end(parent: int | None = None) -> asyncio.Event:
+    """Set by SIGTERM and SIGINT, and when the parent at the other end of a pipe is gone."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if parent is not None:
         loop.add_reader(parent, stop.set)
-    await stop.wait()
+    return stop

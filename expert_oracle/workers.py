@@ -43,9 +43,10 @@ class Worker:
             parent.send(error)
 
     async def _serve(self, parent: Any) -> None:
+        stop = server.asked_to_end(parent.fileno())
         running = await server.start(self.build(), share_port=True, **self.settings)
         parent.send(running.address)
-        await server.signalled(parent.fileno())
+        await stop.wait()
         await running.stop(self.grace_s)
 
 
@@ -70,7 +71,7 @@ def serve(
 
 
 async def _supervise(crew: list[Keeper], ready: str) -> None:
-    stopping = asyncio.create_task(server.signalled())
+    stopping = asyncio.create_task(server.asked_to_end().wait())
     keeping = asyncio.create_task(_keep(crew, ready))
     try:
         await asyncio.wait([stopping, keeping], return_when=asyncio.FIRST_COMPLETED)
