@@ -65,7 +65,8 @@ class RemoteOracle:
 
     def with_settings(self, **changes: Any) -> RemoteOracle:
         """Another client of the same service."""
-        settings = self._settings | vars(self.access) | {"max_rows": self._max_rows} | changes
+        known = {**self._settings, **vars(self.access), "max_rows": self._max_rows}
+        settings: dict[str, Any] = {**known, **changes}
         return RemoteOracle(self.addresses, **settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
