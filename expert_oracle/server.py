@@ -24,6 +24,7 @@ from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
 from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories
 from expert_oracle.desk import Asked, Desk
+from expert_oracle.fitting import QuicklyChecked
 from expert_oracle.loading import checked, described
 from expert_oracle.metrics import Figures, event, expose
 from tutelage import codec
@@ -212,7 +213,7 @@ def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.Descr
     description.name, description.version, description.max_packed = name, tutelage.__version__, MAX_PACKED
     if env_id:
         observation_space, action_space = _spaces(env_id)
-        oracle = checked(oracle, observation_space, action_space, name)
+        oracle = QuicklyChecked(checked(oracle, observation_space, action_space, name))
         description.env_id = env_id
         description.observation_space.CopyFrom(codec.describe_space(observation_space))
         description.action_space.CopyFrom(codec.describe_space(action_space))
