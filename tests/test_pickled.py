@@ -59,6 +59,7 @@ def test_nothing_is_run(tmp_path):
     read = read_pickle(tmp_path / "file.pkl")
     assert not (tmp_path / "sprung").exists()
     assert read["trap"].args == (str(tmp_path / "sprung"),)
+    assert np.save is not read["numpy"]
     pickle.loads((tmp_path / "file.pkl").read_bytes())
     assert (tmp_path / "sprung").exists()
 
