@@ -17,7 +17,7 @@ from tutelage.errors import ConfigError, OracleError
 
 MODULES = ("numpy", "numpy._core.multiarray", "numpy.core.multiarray")
 ARRAYS = ("_reconstruct", "scalar", "ndarray", "dtype")
-"""The names in these modules that make arrays and numbers and do nothing else; a pickle cannot change them."""
+"""The names in these modules that make arrays and numbers and do no more; a pickle cannot change them."""
 
 
 class Opaque(dict[Any, Any]):
