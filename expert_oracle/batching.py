@@ -180,6 +180,8 @@ class Batcher:
         return question.signature == first.signature and rows + question.N <= self._max_batch
 
     def close(self) -> None:
+        if self._running:
+            self._running.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 

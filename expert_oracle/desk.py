@@ -78,12 +78,21 @@ class Desk:
         obs = codec.decode(request.obs, "obs")
         N, signature = signature_of(obs)
         self.figures.rows += N
-        if self.observation_space is not None and signature not in self._fitting:
-            codec.check_batch(obs, self.observation_space, "obs")
-            if len(self._fitting) < MAX_SIGNATURES:
-                self._fitting.add(signature)
-        _check_numbers(obs)
+        if signature not in self._fitting:
+            self._check(obs, signature)
+        for leaf in (obs,) if type(obs) is np.ndarray else tree.flatten(obs):
+            if leaf.dtype.kind == "f" and leaf.size:
+                least = np.minimum.reduce(leaf, None)  # NaN exactly where one is among them
+                if least != least:
+                    raise ValueError(f"obs: NaN in {_bad_rows(leaf)} of {N} states")
         return obs, N
+
+    def _check(self, obs: Tree, signature: Any) -> None:
+        """Raise ValueError unless this kind of observations fits the space."""
+        if self.observation_space is not None:
+            codec.check_batch(obs, self.observation_space, "obs")
+        if len(self._fitting) < MAX_SIGNATURES:
+            self._fitting.add(signature)
 
     def _answered(self, request_id: int, actions: Tree, start: float) -> pb.ActReply:
         reply = pb.ActReply(id=request_id)
@@ -108,18 +117,8 @@ def _reason(error: Exception) -> str:
     return "malformed" if isinstance(error, ValueError) else "failed"
 
 
-def _check_numbers(obs: Tree) -> None:
-    """A label for a state that is not known would be none."""
-    for leaf in [obs] if isinstance(obs, np.ndarray) else tree.flatten(obs):
-        if leaf.dtype.kind == "f" and leaf.size and _has_nan(leaf):
-            bad = int(np.isnan(leaf).reshape(len(leaf), -1).any(1).sum())
-            raise ValueError(f"obs: NaN in {bad} of {len(leaf)} states")
-
-
-def _has_nan(array: Array) -> bool:
-    """The least number is NaN exactly where one is among them; it takes one pass."""
-    least = np.minimum.reduce(array, None)
-    return bool(least != least)
+def _bad_rows(array: Array) -> int:
+    return int(np.isnan(array).reshape(len(array), -1).any(1).sum())
 
 
 def one_line(error: BaseException) -> str:

@@ -11,10 +11,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tutelage.errors import ConfigError, OracleError
 
-ARRAYS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype"}
-"""The names in numpy that make arrays and numbers, and do nothing else."""
+MODULES = ("numpy", "numpy._core.multiarray", "numpy.core.multiarray")
+ARRAYS = ("_reconstruct", "scalar", "ndarray", "dtype")
+"""The names in these modules that make arrays and numbers and do no more; a pickle cannot change them."""
 
 
 class Opaque(dict[Any, Any]):
@@ -47,17 +50,14 @@ class Opaque(dict[Any, Any]):
     extend = add = append
 
 
-def _bytes(text: str, _encoding: str) -> bytes:
-    """Bytes as old pickles write them."""
-    return text.encode("latin1")
-
-
 class _Reader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name.split(".")[0] == "numpy" and global_name in ARRAYS:
+        if module_name in MODULES and global_name in ARRAYS:
             return super().find_class(module_name, global_name)
-        if (module_name, global_name) == ("_codecs", "encode"):
-            return _bytes
+        if global_name == "_frombuffer":  # an array in numpy's newest form
+            return lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(shape, order=order)
+        if (module_name, global_name) == ("_codecs", "encode"):  # bytes in an old pickle
+            return lambda text, _encoding: text.encode("latin1")
         return type(global_name, (Opaque,), {"name": f"{module_name}.{global_name}"})
 
 

@@ -24,6 +24,7 @@ from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
 from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories
 from expert_oracle.desk import Asked, Desk
+from expert_oracle.fitting import QuicklyChecked
 from expert_oracle.loading import checked, described
 from expert_oracle.metrics import Figures, event, expose
 from tutelage import codec
@@ -58,6 +59,7 @@ class ExpertOracleService:
         self.figures = desk.figures
         self._memories = Memories()
         self._conversations: set[Conversation] = set()
+        self._draining = False
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
         self.figures.requests["Describe"] += 1
@@ -80,6 +82,8 @@ class ExpertOracleService:
         with self._memories.of(client) if client else contextlib.nullcontext() as memory:
             conversation = Conversation(context, self._desk, memory)
             self._conversations.add(conversation)
+            if self._draining:  # the stream was on its way when the service was told to end
+                conversation.drain()
             self.figures.streams += 1
             try:
                 await conversation.run()
@@ -89,6 +93,7 @@ class ExpertOracleService:
 
     def drain(self) -> None:
         """Read no more questions; streams end once theirs are answered."""
+        self._draining = True
         for conversation in list(self._conversations):
             conversation.drain()
 
@@ -212,7 +217,7 @@ def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.Descr
     description.name, description.version, description.max_packed = name, tutelage.__version__, MAX_PACKED
     if env_id:
         observation_space, action_space = _spaces(env_id)
-        oracle = checked(oracle, observation_space, action_space, name)
+        oracle = QuicklyChecked(checked(oracle, observation_space, action_space, name))
         description.env_id = env_id
         description.observation_space.CopyFrom(codec.describe_space(observation_space))
         description.action_space.CopyFrom(codec.describe_space(action_space))

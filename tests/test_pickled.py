@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 
 from expert_oracle.pickled import Opaque, fields, read_pickle
 from tutelage.errors import ConfigError, OracleError
@@ -61,6 +62,14 @@ def test_nothing_is_run(tmp_path):
     assert read["trap"].args == (str(tmp_path / "sprung"),)
     pickle.loads((tmp_path / "file.pkl").read_bytes())
     assert (tmp_path / "sprung").exists()
+
+
+def test_functions_are_not_changed(tmp_path):
+    """A pickle may set attributes of what it has found: here the defaults of a function of numpy's."""
+    state = b"N}\x8c\x0c__defaults__(K\x05ts\x86b."  # (None, {"__defaults__": (5,)})
+    (tmp_path / "file.pkl").write_bytes(b"\x80\x04cnumpy._core.numeric\n_frombuffer\n" + state)
+    assert read_pickle(tmp_path / "file.pkl").__defaults__ == (5,)
+    assert _frombuffer.__defaults__ != (5,)
 
 
 @pytest.mark.parametrize(
