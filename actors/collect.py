@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import tree
 
-from actors.environments import Act, columns, concatenated, make_env, make_vector, put, rows, to_env
-from actors.forward import Forward
-from actors.mixture import Mixture
+from actors.environments import (
+    Act,
+    SyncEnvs,
+    VectorEnvs,
+    columns,
+    concatenated,
+    make_env,
+    make_vector,
+    put,
+    rows,
+    to_env,
+)
+from actors.forward import Forward, Judge
+from actors.mixture import Controller, Mixture, Turn
 from actors.replay import is_reproducible
+from actors.takeover import controller_of
+from tutelage.errors import ConfigError
 from tutelage.policy import distribution_of, log_prob
 from tutelage.protocols import Oracle
-from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, Tree
+from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, TakeoverRule, Tree
 
 MASK_64 = 2**64 - 1
 PURPOSES = {"actions": 0, "mixture": 1}
@@ -44,8 +59,20 @@ class Columns:
     truncated: Array  # [T, B] bool
     expert_actions: Array | None  # [T, B, ...]; None: the expert is not asked
     by_expert: Array | None  # [T, B] bool
+    asked: Array | None  # [T, B] bool
     final_obs: list[Tree] = field(default_factory=list)  # of the episodes that ended in one step
     seeds: list[int] = field(default_factory=list)  # of the episodes begun, in the order of the ends before
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """Who takes part in a rollout in which an expert may act."""
+
+    act: Act  # the novice's
+    oracle: Oracle
+    judge: Judge
+    rng: np.random.Generator
+    began: Array  # [B] bool, the first step is an episode's first
 
 
 class Collector:
@@ -57,6 +84,9 @@ class Collector:
 
     Episodes go on from one rollout to the next. Each begins with a seed derived from (run seed, round,
     runner, slot, k), where k counts the slot's episodes, so that no restart repeats old ones.
+
+    `in_halves`: under the mixture the expert is asked about one half of the environments while the other half
+    is stepped. Pays where an expert's time grows with the number of states, and needs the backend `sync`.
     """
 
     def __init__(
@@ -67,12 +97,16 @@ class Collector:
         run_seed: int = 0,
         runner: int = 0,
         mixture_per: Literal["step", "episode"] = "step",
+        in_halves: bool = False,
         reproducible: bool | None = None,  # None: find out
     ) -> None:
         self.envs = make_vector(recipe, num_envs)
         self.run_seed = run_seed & MASK_64
         self.runner = runner
-        self.mixture = Mixture(per=mixture_per)
+        self._whole = slice(0, num_envs)
+        self._parts = _halves(self.envs) if in_halves else [self._whole]
+        self.mixtures = [Mixture(per=mixture_per) for _ in self._parts]
+        self._ruled: tuple[TakeoverRule, Controller] | None = None
         self.reproducible = is_reproducible(recipe) if reproducible is None else reproducible
         self._obs = columns(self.envs.observation_space, num_envs)  # to act on next
         self._running: Running | None = None  # None: all environments have to be reset
@@ -86,37 +120,118 @@ class Collector:
         *,
         round: int = 0,
         beta: float = 0.0,
+        rule: TakeoverRule | None = None,
         oracle: Oracle | None = None,
+        judge: Judge | None = None,
         version: int = 0,
         force_reset: bool = False,
     ) -> Rollout:
         """`steps` steps of each environment.
 
-        If β > 0, `oracle` is asked in every step; it acts where the mixture says so, and its answers are the
-        rollout's labels. After an error, the oracle's for example, the next call begins new episodes.
+        With β > 0 or a `rule`, `oracle` acts where the mixture or the rule says so, and what it answers are
+        the rollout's labels. A rule may go by what the novice's `judge` says. After an error, the oracle's
+        for example, the next call begins new episodes.
         """
         running = self._running
         if running is None or force_reset:
             running = self._begin(round)
         self._running = None
-        taken = self._columns(steps, asked=beta > 0)
+        together = beta > 0 or rule is not None
+        taken = self._columns(steps, asked=together)
         put(taken.obs, 0, self._obs)
-        choose = self._chooser(taken, act, running.began, round, beta, oracle)
-        action_space = self.envs.action_space
-        for t in range(steps):
-            obs_tp1 = rows(taken.obs, t + 1)
-            taken.actions[t] = choose(t, rows(taken.obs, t))
-            executed = to_env(action_space, taken.actions[t])
-            ended = self.envs.step(
-                executed, obs_tp1, taken.rewards[t], taken.terminated[t], taken.truncated[t]
-            )
-            if ended:
-                taken.final_obs.append(rows(obs_tp1, ended))
-                taken.seeds.extend(self._restart(ended, obs_tp1, round))
+        watched = False
+        if together:
+            if oracle is None:
+                raise ValueError("an expert that may act needs an oracle")
+            controllers = self._controllers_of(rule, beta)
+            watched = any(controller.watches for controller in controllers)
+            cast = _Cast(act, oracle, judge or Judge(None), self.generator(round, "mixture"), running.began)
+            self._act_together(taken, cast, controllers, round)
+        else:
+            for t in range(steps):
+                taken.actions[t] = act(rows(taken.obs, t))
+                self._step(taken, t, self._whole, round)
         put(self._obs, ..., rows(taken.obs, steps))
-        provenance = Provenance(self.runner, version, beta, round, self.envs.recipe)
+        provenance = Provenance(self.runner, version, beta, round, self.envs.recipe, watched)
         rollout, self._running = self._finish(taken, running, provenance)
         return rollout
+
+    def _step(self, taken: Columns, t: int, part: slice, round: int) -> None:
+        """Step these environments with what was chosen, and begin new episodes where one ended."""
+        obs_tp1 = rows(taken.obs, t + 1)
+        executed = to_env(self.envs.action_space, taken.actions[t, part])
+        outcomes = taken.rewards[t, part], taken.terminated[t, part], taken.truncated[t, part]
+        if part is self._whole:
+            ended = self.envs.step(executed, obs_tp1, *outcomes)
+        else:
+            assert isinstance(self.envs, SyncEnvs)
+            ended = self.envs.step(executed, rows(obs_tp1, part), *outcomes, first=part.start)
+        if ended:
+            taken.final_obs.append(rows(obs_tp1, ended))
+            taken.seeds.extend(self._restart(ended, obs_tp1, round))
+
+    # With an expert that may act
+
+    def _controllers_of(self, rule: TakeoverRule | None, beta: float) -> list[Controller]:
+        """One for each part of the environments; a rule's remember what they said while the rule stays."""
+        if rule is None:
+            for mixture in self.mixtures:
+                mixture.beta = beta
+            return list(self.mixtures)
+        if self._ruled is None or self._ruled[0] != rule:
+            self._ruled = rule, controller_of(rule, self.envs.action_space)
+        return [self._ruled[1]]
+
+    def _act_together(
+        self, taken: Columns, cast: _Cast, controllers: Sequence[Controller], round: int
+    ) -> None:
+        """Choose and step; with two parts the expert thinks about one while the other is stepped."""
+        if len(controllers) == 1:
+            for t in range(len(taken.rewards)):
+                self._choose(taken, t, self._whole, cast, controllers[0])
+                self._step(taken, t, self._whole, round)
+            return
+        with ThreadPoolExecutor(1, "expert") as expert:  # an oracle is asked by one thread at a time
+            asked = [self._ask_ahead(expert, taken, 0, part, cast) for part in self._parts]
+            for t in range(len(taken.rewards)):
+                for i, part in enumerate(self._parts):
+                    asked[i].result()
+                    self._choose(taken, t, part, cast, controllers[i])
+                    self._step(taken, t, part, round)
+                    if t + 1 < len(taken.rewards):
+                        asked[i] = self._ask_ahead(expert, taken, t + 1, part, cast)
+
+    def _ask_ahead(
+        self, expert: ThreadPoolExecutor, taken: Columns, t: int, part: slice, cast: _Cast
+    ) -> Future[Array]:
+        everywhere = np.ones(part.stop - part.start, bool)
+        return expert.submit(self._ask, taken, t, part, cast.oracle, everywhere)
+
+    def _choose(self, taken: Columns, t: int, part: slice, cast: _Cast, controller: Controller) -> None:
+        """Write what is to be done in step t: by the novice, or by the expert where the rule says so."""
+        assert taken.by_expert is not None
+        obs = rows(rows(taken.obs, t), part)
+        began = taken.terminated[t - 1, part] | taken.truncated[t - 1, part] if t else cast.began[part]
+        novice = cast.act(obs)
+        ask = partial(self._ask, taken, t, part, cast.oracle)
+        by_expert = controller(Turn(obs, novice, began, cast.rng, ask, cast.judge, cast.oracle))
+        taken.by_expert[t, part] = by_expert
+        mask = by_expert.reshape(-1, *[1] * (novice.ndim - 1))
+        taken.actions[t, part] = np.where(mask, ask(by_expert), novice)
+
+    def _ask(self, taken: Columns, t: int, part: slice, oracle: Oracle, mask: Array) -> Array:
+        """What the expert would do [n, ...] in these environments; it is asked once about each."""
+        assert taken.expert_actions is not None
+        assert taken.asked is not None
+        answers, asked = taken.expert_actions[t, part], taken.asked[t, part]
+        new = np.flatnonzero(mask & ~asked)
+        if len(new) == len(mask):
+            answers[:] = to_env(self.envs.action_space, oracle.act(rows(rows(taken.obs, t), part)))
+        elif len(new):
+            some = rows(rows(rows(taken.obs, t), part), new)
+            answers[new] = to_env(self.envs.action_space, oracle.act(some))
+        asked[new] = True
+        return answers
 
     def generator(self, round: int, purpose: Literal["actions", "mixture"]) -> np.random.Generator:
         """Randomness for the next rollout; no other rollout or purpose in the run has the same."""
@@ -161,29 +276,8 @@ class Collector:
             truncated=np.zeros((steps, B), bool),
             expert_actions=columns(self.envs.action_space, steps, B) if asked else None,
             by_expert=np.zeros((steps, B), bool) if asked else None,
+            asked=np.zeros((steps, B), bool) if asked else None,
         )
-
-    def _chooser(
-        self, taken: Columns, act: Act, began: Array, round: int, beta: float, oracle: Oracle | None
-    ) -> Callable[[int, Tree], Array]:
-        """What to do in step t, given obs_t: the novice's actions, or the mixture's."""
-        if taken.expert_actions is None or taken.by_expert is None:
-            return lambda t, obs_t: act(obs_t)
-        if oracle is None:
-            raise ValueError("a mixture with beta > 0 needs an oracle")
-        expert_actions, by_expert = taken.expert_actions, taken.by_expert
-        self.mixture.beta = beta
-        rng = self.generator(round, "mixture")
-
-        def mix(t: int, obs_t: Tree) -> Array:
-            began_t = taken.terminated[t - 1] | taken.truncated[t - 1] if t else began
-            novice = act(obs_t)
-            expert_actions[t] = to_env(self.envs.action_space, oracle.act(obs_t))
-            by_expert[t] = self.mixture(obs_t, novice, began_t, rng)
-            mask = by_expert[t].reshape(-1, *[1] * (novice.ndim - 1))
-            return np.where(mask, expert_actions[t], novice)
-
-        return mix
 
     def _finish(self, taken: Columns, running: Running, provenance: Provenance) -> tuple[Rollout, Running]:
         self._rollouts += 1
@@ -206,9 +300,21 @@ class Collector:
             provenance=provenance,
             expert_actions=taken.expert_actions,
             by_expert=taken.by_expert,
+            asked=None if taken.asked is None or taken.asked.all() else taken.asked,
             valid=~np.concatenate([running.resetting[None], ends[:-1]]) if autoreset else None,
         )
         return rollout, still_running
+
+
+def _halves(envs: VectorEnvs) -> list[slice]:
+    """The environments in two parts. Raises ConfigError where they cannot be stepped apart."""
+    if not isinstance(envs, SyncEnvs) or envs.num_envs < 2:
+        raise ConfigError(
+            "collection.in_halves needs env_runners.gym_env_vectorize_mode=sync and "
+            "env_runners.num_envs_per_env_runner of at least 2"
+        )
+    middle = envs.num_envs // 2
+    return [slice(0, middle), slice(middle, envs.num_envs)]
 
 
 def stretches(

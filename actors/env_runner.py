@@ -38,7 +38,7 @@ from ray.rllib.utils.metrics import (
 
 from actors.collect import Collector, label, play, with_logp
 from actors.environments import Act, make_env
-from actors.forward import Forward, actor, forward_of, random_actor
+from actors.forward import Forward, Judge, actor, forward_of, random_actor
 from expert_oracle.loading import checked
 from tutelage.errors import ConfigError, TutelageError
 from tutelage.protocols import Oracle
@@ -55,7 +55,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         returns, lengths = runner.evaluate(seeds, weights=weights)
 
     Reads from its config, besides what is RLlib's: `env_recipe()`, `oracle_spec`, `label_batch`,
-    `mixture_per` and `max_unlabelled`.
+    `mixture_per`, `in_halves` and `max_unlabelled`.
     """
 
     config: Any
@@ -96,8 +96,8 @@ class RolloutRunner(EnvRunner, Checkpointable):
     ) -> list[Rollout | Failure]:
         """One fragment as requested; or, as RLlib's own runners do, so many steps or whole episodes.
 
-        With `request.label` and β = 0, labels are made while the next fragments are collected: what comes
-        back are the rollouts that have theirs by now, or all of them with `request.wait`.
+        Where the expert is asked and never acts, labels are made while the next fragments are collected: what
+        comes back are the rollouts that have theirs by now, or all of them with `request.wait`.
         """
         explore = bool(self.config.explore if explore is None else explore)
         with self.metrics.log_time(SAMPLE_TIMER):
@@ -113,20 +113,23 @@ class RolloutRunner(EnvRunner, Checkpointable):
         if request.weights is not None:
             self._set_weights(request.weights)
         try:
-            oracle = self._get_oracle() if request.beta > 0 or request.label else None
-            if request.beta > 0:
+            together = request.beta > 0 or request.rule is not None
+            oracle = self._get_oracle() if together or request.label else None
+            if together:
                 self._wait_for_labels()  # an oracle is asked by one thread at a time
             rollout = self._collect(
                 int(self.config.rollout_fragment_length),
                 explore=explore,
                 beta=request.beta,
+                rule=request.rule,
                 oracle=oracle,
+                judge=Judge(self.module),
                 version=request.version,
                 force_reset=force_reset,
             )
         except TutelageError as error:
             return [*self._labelled(at_most=0 if request.wait else None), self._failure(error)]
-        if not request.label or request.beta > 0:
+        if not request.label or together:
             return [*self._labelled(at_most=None), rollout]
         assert oracle is not None
         self._unlabelled.append(self._labelling.submit(self._label, rollout, oracle))
@@ -264,6 +267,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
             run_seed=self.config.seed or 0,
             runner=self.worker_index or 0,
             mixture_per=self.config.mixture_per,
+            in_halves=self.config.in_halves,
         )
         self.env = self.collector.envs
 

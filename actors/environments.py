@@ -191,17 +191,27 @@ class SyncEnvs:
             put(obs, i, self.envs[i].reset(seed=seed)[0])
 
     def step(
-        self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
+        self,
+        actions: Array,
+        obs: Tree,
+        rewards: Array,
+        terminated: Array,
+        truncated: Array,
+        *,
+        first: int = 0,
     ) -> list[int]:
+        """Of as many environments as there are actions, beginning with the one numbered `first`; the
+        numbers of those that ended."""
         ended = []
+        envs = self.envs[first : first + len(actions)]
         if self._discrete:
             actions = actions.tolist()  # Discrete.contains, which many call, is slow on numpy's integers
-        for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+        for i, (env, action) in enumerate(zip(envs, actions, strict=True)):
             observation, rewards[i], end, cut, _ = env.step(action)
             put(obs, i, observation)
             if end or cut:
                 terminated[i], truncated[i] = end, cut
-                ended.append(i)
+                ended.append(first + i)
         return ended
 
     def close(self) -> None:

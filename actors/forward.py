@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,27 @@ def _torch_forward(module: Any, obs: Tree) -> Array:
     with torch.inference_mode():
         batch = {"obs": tree.map_structure(torch.as_tensor, obs)}
         return module._forward(batch)["action_dist_inputs"].numpy()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a module thinks of itself, as its weights are now.
+
+    judge("doubt", obs)             # [N] how far its members are apart
+    judge("danger", obs)            # [N] probability that its action is not the expert's
+    judge("risk", obs, actions)     # [N] discounted probability of failure
+    """
+
+    module: Any
+
+    def __call__(self, what: str, *inputs: Tree) -> Array:
+        with torch.inference_mode():
+            tensors = [tree.map_structure(torch.as_tensor, value) for value in inputs]
+            return getattr(self.module, what)(*tensors).numpy()
+
+    def limits(self) -> dict[str, float]:
+        """Those that the learner has set."""
+        return self.module.limits()
 
 
 def actor(

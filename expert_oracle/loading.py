@@ -25,7 +25,7 @@ from expert_oracle.scripted import SCRIPTED
 from tutelage import codec, plugins
 from tutelage.errors import ConfigError, OracleError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
-from tutelage.protocols import Oracle
+from tutelage.protocols import Oracle, Supervisor
 from tutelage.types import Array, Tree
 
 GRPC = "grpc://"
@@ -39,6 +39,7 @@ KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert 
     "onnx": "expert_oracle.exported:load_onnx",
     "noisy": "expert_oracle.wrappers:Noisy",
     "slow": "expert_oracle.wrappers:Slow",
+    "watching": "expert_oracle.wrappers:Watching",
     "human": "expert_oracle.human:HumanOracle",
 }
 NAMED: Mapping[str, str] = {"planner:cem": "expert_oracle.planner:CEM"}  # whole words -> who makes them
@@ -216,6 +217,19 @@ class CheckedOracle:
         with one_line(f"{who} failed for {N} states"):
             actions = self.oracle.act(obs)
         return _fit(actions, self.action_space, N, who)
+
+    def takes_over(self, obs: Tree, actions: Array, began: Array) -> Array:
+        """Where the expert wants to act [N] bool; raises OracleError for one that does not watch."""
+        if not isinstance(self.oracle, Supervisor):
+            raise OracleError(
+                f"expert {self.name} does not take over by itself; watching:{self.name} does, for experiments"
+            )
+        who, N = f"expert {self.name}", len(began)
+        with one_line(f"{who} failed to watch {N} environments"):
+            mask = np.asarray(self.oracle.takes_over(obs, actions, began))
+        if mask.shape != (N,) or mask.dtype != np.bool_:
+            raise OracleError(f"{who} takes over by {mask.dtype} {mask.shape}, expected bool {(N,)}")
+        return mask
 
 
 def _fit(actions: Tree, space: Any, N: int, who: str) -> Tree:

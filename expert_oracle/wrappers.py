@@ -3,6 +3,7 @@
     expert_oracle.wrappers:Ensemble     oracles=[checkpoint:a, checkpoint:b]
     noisy:WORD                          std=0.1  or  p=0.05
     slow:WORD                           seconds=0.05
+    watching:WORD                       tolerance=0.1 patience=5
 
 Arguments that a wrapper does not know go to the expert inside.
 """
@@ -19,6 +20,7 @@ import tree
 from expert_oracle.loading import OracleSpec, SelfDescribing, described
 from tutelage.errors import ConfigError, OracleError
 from tutelage.plugins import did_you_mean
+from tutelage.policy import half_range_between
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle
 from tutelage.types import Array, Tree
@@ -171,6 +173,59 @@ class Slow:
 
     def describe(self) -> pb.DescribeReply:
         return _description(self.oracle, f"slow:{self.name}")
+
+
+class Watching:
+    """An expert that takes over as a person would who watches: when the novice has for `patience` steps been
+    about to do something that differs by more than `tolerance`, until for as many steps it has not.
+    A `Supervisor`.
+
+    tolerance: mean squared difference of an action's components in half ranges of a Box; of other spaces,
+    which the expert need not describe, the share of components that differ.
+    """
+
+    def __init__(self, oracle: str, *, tolerance: float = 0.1, patience: int = 5, **arguments: Any) -> None:
+        if tolerance < 0 or patience < 1:
+            raise ConfigError(
+                f"watching: tolerance={tolerance} must be 0 or more, patience={patience} 1 or more"
+            )
+        self.oracle, self.name = OracleSpec(oracle, arguments).build(), oracle
+        self.tolerance, self.patience = tolerance, patience
+        self._half_range = _described_half_range(self.oracle, oracle)
+        self._by_expert = np.zeros(0, bool)  # [N]
+        self._steps = np.zeros(0, int)  # [N] for how many the novice has been on the other side
+
+    def act(self, obs: Tree) -> Tree:
+        return self.oracle.act(obs)
+
+    def takes_over(self, obs: Tree, actions: Array, began: Array) -> Array:
+        if len(began) != len(self._by_expert):
+            self._by_expert, self._steps = np.zeros(len(began), bool), np.zeros(len(began), int)
+        self._by_expert = self._by_expert & ~began
+        far = self._difference(actions, np.asarray(self.oracle.act(obs))) > self.tolerance
+        self._steps = np.where(far != self._by_expert, np.where(began, 0, self._steps) + 1, 0)
+        turns = self._steps >= self.patience
+        self._by_expert = self._by_expert ^ turns
+        self._steps[turns] = 0
+        return self._by_expert.copy()
+
+    def _difference(self, a: Array, b: Array) -> Array:
+        apart = (a != b).astype(float) if _is_discrete(b) else ((a - b) / self._half_range) ** 2
+        return apart.reshape(len(apart), -1).mean(-1)
+
+    def describe(self) -> pb.DescribeReply:
+        return _description(self.oracle, f"watching:{self.name}")
+
+
+def _described_half_range(oracle: Oracle, name: str) -> Array:
+    """Half the width of the Box of actions that an expert describes; 1 where it describes none."""
+    from tutelage import codec
+
+    said = described(oracle, name)
+    box = None if said is None else said.action_space.box
+    if box is None or not (box.HasField("low") and box.HasField("high")):
+        return np.ones(())
+    return half_range_between(codec.decode_tensor(box.low), codec.decode_tensor(box.high))
 
 
 def _description(oracle: Oracle, name: str) -> pb.DescribeReply:

@@ -53,10 +53,12 @@ class Header:
     """What a block says about its rows."""
 
     key: str  # of the append that wrote it, unique in a dataset
-    steps: int  # rows that were environment steps; 0 for demonstrations
+    steps: int  # of the environment, labelled or not; 0 for demonstrations
     round: int  # largest round among the rows; -1 for demonstrations
     source: str  # environment id, or where demonstrations came from
     structure: Mapping[str, Tree]  # how columns make up trees: {"obs": {"joints": "obs.joints"}, ...}
+    attended: int = 0  # steps for which an expert had to be there
+    takeovers: int = 0  # how often it began to act
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _describe(header: Header, arrays: Mapping[str, Array]) -> dict[str, Any]:
         "round": header.round,
         "source": header.source,
         "structure": header.structure,
+        "attended": header.attended,
+        "takeovers": header.takeovers,
         "columns": {name: [array.dtype.str, array.shape[1:]] for name, array in arrays.items()},
         "moments": {name: [m.count, m.mean.tolist(), m.var.tolist()] for name, m in moments.items()},
     }
@@ -206,7 +210,8 @@ def _parse(path: Path, source: pa.MemoryMappedFile) -> Block:
 
 def _header(said: Mapping[str, Any]) -> Header:
     structure = {name: with_tuples(value) for name, value in said["structure"].items()}
-    return Header(said["key"], said["steps"], said["round"], said["source"], structure)
+    attended, takeovers = said.get("attended", said["steps"]), said.get("takeovers", 0)
+    return Header(said["key"], said["steps"], said["round"], said["source"], structure, attended, takeovers)
 
 
 def with_tuples(structure: Tree) -> Tree:

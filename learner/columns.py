@@ -13,14 +13,15 @@ from tutelage.types import Array, Demonstrations, Rollout, Tree
 
 
 def rows_of_rollout(rollout: Rollout) -> dict[str, Tree]:
-    """Columns of the valid steps of a labelled rollout, row after row."""
+    """Columns of the labelled steps of a rollout, row after row."""
     origin = rollout.provenance
     if rollout.expert_actions is None:
         raise DatasetError(
             f"the rollout of runner {origin.runner} in round {origin.round} has no expert actions; "
             "ask for them with SampleRequest(label=True)"
         )
-    keep = slice(None) if rollout.valid is None else rollout.valid.reshape(-1)
+    labelled = rollout.labelled()
+    keep = slice(None) if labelled.all() else labelled.reshape(-1)
     by_expert = rollout.by_expert if rollout.by_expert is not None else np.zeros(rollout.shape, np.bool_)
     steps = {
         "obs": tree.map_structure(lambda leaf: leaf[:-1], rollout.obs),
@@ -32,7 +33,7 @@ def rows_of_rollout(rollout: Rollout) -> dict[str, Tree]:
     rows = {
         name: tree.map_structure(lambda leaf: _flatten(leaf)[keep], value) for name, value in steps.items()
     }
-    N = rollout.env_steps()
+    N = int(labelled.sum())
     return rows | _provenance(
         N, beta=origin.beta, version=origin.version, round=origin.round, runner=origin.runner
     )

@@ -12,6 +12,7 @@ import fcntl
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Dataset:
         self._damaged: set[str] = set()
         self._blocks: tuple[Block, ...] = ()
         self._memory = shuffle.Memory()
+        self._unwritten: list[Header] = []  # of rollouts without a label
         self._open()
 
     def _open(self) -> None:
@@ -113,12 +115,25 @@ class Dataset:
     @property
     def labels(self) -> int:
         """Rows about which an expert was asked; demonstrations came with their actions."""
-        return self.steps
+        return sum(block.rows for block in self._blocks if block.header.steps)
 
     @property
     def steps(self) -> int:
-        """Rows that were environment steps; demonstrations are not."""
-        return sum(block.header.steps for block in self._blocks)
+        """Environment steps that the rows were chosen from; demonstrations are none."""
+        return sum(header.steps for header in self._headers())
+
+    @property
+    def attended(self) -> int:
+        """Environment steps for which an expert had to be there."""
+        return sum(header.attended for header in self._headers())
+
+    @property
+    def takeovers(self) -> int:
+        """How often an expert began to act."""
+        return sum(header.takeovers for header in self._headers())
+
+    def _headers(self) -> list[Header]:
+        return [*(block.header for block in self._blocks), *self._unwritten]
 
     @property
     def rounds(self) -> int:
@@ -163,7 +178,7 @@ class Dataset:
         return total
 
     def append(self, rollouts: Sequence[Rollout], *, key: str, round: int | None = None) -> int:
-        """Add the valid rows of these rollouts as one block; returns how many there are.
+        """Add the labelled rows of these rollouts as one block; returns how many there are.
 
         They are on the disk when this returns. `round` is the one that they complete, by default the last one
         in which any of them was asked for. A key that is already there adds nothing and returns 0. Raises
@@ -178,6 +193,8 @@ class Dataset:
             round=max(rollout.provenance.round for rollout in rollouts) if round is None else round,
             source=rollouts[0].provenance.recipe.id,
             structure=structure_of(parts[0]),
+            attended=sum(rollout.attended_steps() for rollout in rollouts),
+            takeovers=sum(rollout.takeovers() for rollout in rollouts),
         )
         return self._append(header, parts)
 
@@ -191,8 +208,15 @@ class Dataset:
         if not self.writable:
             raise DatasetError(f"the dataset in {self.path} is open for reading only")
         arrays = joined(header.structure, parts)
-        if not len(arrays["beta"]):
+        if not len(arrays["beta"]):  # nobody was asked; what it took counts with the next block
+            self._unwritten.append(header)
             return 0
+        header = replace(
+            header,
+            steps=sum((other.steps for other in self._unwritten), header.steps),
+            attended=sum((other.attended for other in self._unwritten), header.attended),
+            takeovers=sum((other.takeovers for other in self._unwritten), header.takeovers),
+        )
         with self._locked():
             self._load()
             if header.key in self.keys:
@@ -200,6 +224,7 @@ class Dataset:
             if self._blocks:
                 arrays = self._like_stored(header.structure, arrays)
             block = write_block(self._next_path(), header, arrays)
+        self._unwritten.clear()
         self._blocks = (*self._blocks, block)
         return block.rows
 

@@ -25,11 +25,13 @@ from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
 from learner.methods._base import Columns, Method, each
 from learner.nets import PolicyModule
+from learner.recent import Recent
 from learner.reward_scale import RewardScale
 from tutelage.errors import TrainingError
 from tutelage.types import Rollout, Tree
 
 CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
+SETTLING_ROWS = 4_096
 VALUE_ROWS = 4_096  # observations in one forward without gradients
 
 
@@ -44,6 +46,9 @@ class MethodLearner(TorchLearner):
         self.method: Method = self.config.learning_method  # type: ignore[attr-defined]
         self.reward_scale = RewardScale()
         self.dataset: Dataset | None = None
+        self.recent: Recent | None = None
+        if self.method.recent_rows:
+            self.recent = Recent(self.method.recent_rows)
         if self.method.learns_from == "dataset":
             self.dataset = self._open_dataset(Path(self.config.run_directory) / "dataset")  # type: ignore[attr-defined]
 
@@ -116,16 +121,19 @@ class MethodLearner(TorchLearner):
         self.before_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         self._weights_seq_no += 1
         if self.dataset is None:
-            figures = self._descend(self._chunks_of_rollouts(fetched(rollouts), seed=seed))
+            chunks = self._chunks_of_rollouts(fetched(rollouts), seed=seed)
+            figures = self._descend(minibatches(chunks, self._minibatch_size()))
         else:
             self.store(rollouts, key=key, round=round)
-            figures = self._descend(self._chunks_of_dataset(self.dataset, seed=seed))
+            figures = self._descend(self._with_recent(rollouts, self.dataset, seed=seed))
         self.after_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         if self.dataset is not None:
             figures |= {
                 "dataset": len(self.dataset),
                 "expert_labels": self.dataset.labels,
                 "dataset_steps": self.dataset.steps,
+                "attended_steps": self.dataset.attended,
+                "takeovers": self.dataset.takeovers,
             }
         return figures
 
@@ -160,6 +168,30 @@ class MethodLearner(TorchLearner):
             of_leaf = moments[names[i]]
             for norm in norms:
                 norm.set(of_leaf.count, self.tensor(of_leaf.mean), self.tensor(of_leaf.var))
+
+    def _with_recent(
+        self, rollouts: Sequence[Rollout | ray.ObjectRef], dataset: Dataset, *, seed: int
+    ) -> Iterator[Columns]:
+        """Minibatches of D; with as many of the newest transitions, where the method wants them."""
+        chunks = minibatches(self._chunks_of_dataset(dataset, seed=seed), self._minibatch_size())
+        if self.recent is None:
+            yield from chunks
+            return
+        for rollout in fetched(rollouts):
+            self.recent.add(rollout)
+        rng = np.random.default_rng([seed, 1])
+        for minibatch in chunks:
+            yield {**minibatch, "recent": self._recently(len(minibatch["actions"]), rng)}
+        with torch.no_grad():
+            sample = each(self.tensor, dataset.sample(SETTLING_ROWS, rng))
+            self.method.settle(self.policy, {**sample, "recent": self._recently(SETTLING_ROWS, rng)})
+
+    def _recently(self, rows: int, rng: np.random.Generator) -> Columns:
+        assert self.recent is not None
+        return each(self.tensor, self.recent.sample(rows, rng))
+
+    def _minibatch_size(self) -> int:
+        return self.config.minibatch_size or CHUNK_ROWS
 
     def _chunks_of_rollouts(self, rollouts: Sequence[Rollout], *, seed: int) -> Iterator[Columns]:
         """Shuffled passes over this learner's share of the newest rollouts, labelled by the method.
@@ -213,15 +245,15 @@ class MethodLearner(TorchLearner):
 
     # Descent
 
-    def _descend(self, chunks: Iterator[Columns]) -> dict[str, float]:
+    def _descend(self, batches: Iterator[Columns]) -> dict[str, float]:
         """One optimiser step a minibatch; means of the method's figures over the minibatches."""
-        epochs, minibatch_size = self.config.num_epochs or 1, self.config.minibatch_size or CHUNK_ROWS
+        epochs, minibatch_size = self.config.num_epochs or 1, self._minibatch_size()
         optimiser = self.get_optimizer(DEFAULT_MODULE_ID)
         gradient: Any = self._optimizer_parameters[optimiser][0].grad  # type: ignore[union-attr]
         lr = self._get_optimizer_lr(optimiser)
         sums: dict[str, Tensor] = {}
         steps = 0
-        for minibatch in minibatches(chunks, minibatch_size):
+        for minibatch in batches:
             if self.dataset is not None:
                 progress = min(1.0, steps * minibatch_size / (epochs * len(self.dataset) / self._world()))
                 self._set_optimizer_lr(optimiser, lr * self.method.lr_share(progress))

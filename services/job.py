@@ -278,6 +278,8 @@ class Job:
             "env_steps": self.trainer.env_steps,
             "rounds": self.trainer.round,
             "expert_labels": self.trainer.figures.get("expert_labels", 0),
+            "attended_steps": self.trainer.figures.get("attended_steps", 0),
+            "takeovers": self.trainer.figures.get("takeovers", 0),
             "comparisons": 0,
             "wall_s": self.wall_before + time.monotonic() - started,
             "stopped_because": why,

@@ -227,12 +227,12 @@ def pool(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"seeds": 0, "returns": []}
     returns = np.array([summary["return_mean"] for summary in summaries])
     mean, low, high = (float(value) for value in report.iqm_ci95(returns))
-    costs = ("env_steps", "expert_labels", "wall_s", "comparisons")
+    costs = ("env_steps", "expert_labels", "attended_steps", "takeovers", "wall_s", "comparisons")
     return {
         **{key: summaries[0][key] for key in ("method", "env", "expert_return", "random_return")},
         "seeds": len(summaries),
         "return_iqm": mean,
         "return_ci95": [low, high],
         "returns": returns.tolist(),
-        **{key: sum(summary[key] for summary in summaries) for key in costs},
+        **{key: sum(summary.get(key, 0) for summary in summaries) for key in costs},
     }

@@ -28,7 +28,7 @@ from expert_oracle.loading import OracleSpec
 from learner.learner import MethodLearner, fetched, metrics_of
 from learner.methods import make_method
 from learner.methods._base import Method
-from learner.nets import PolicyModule, model_config, save_module
+from learner.nets import OF_METHODS, PolicyModule, model_config, save_module
 from services.fleet import Collected, Fleet, Reference, Who
 from services.report import mean_ci95
 from services.run_directory import RunDirectory
@@ -38,6 +38,8 @@ from tutelage.types import Array, EnvRecipe, Rollout, SampleRequest
 
 logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)  # it greets every trainer
 NOT_GIVEN: Any = NotProvided
+COUNTS = ("dataset", "expert_labels", "attended_steps", "takeovers")
+"""Figures that only a dataset has."""
 RETURN_WINDOW = 100  # training episodes in `return_window`
 
 
@@ -68,6 +70,7 @@ class TrainerConfig(AlgorithmConfig):
         self.max_version_lag = 2
         self.max_unlabelled = 2
         self.mixture_per: Literal["step", "episode"] = "step"
+        self.in_halves = False
         self.label_batch = 4096
         self.env_backend = "sync"
         self.run_directory: str | None = None
@@ -140,6 +143,7 @@ class TrainerConfig(AlgorithmConfig):
         asynchronous: bool = NOT_GIVEN,
         max_version_lag: int = NOT_GIVEN,
         mixture_per: Literal["step", "episode"] = NOT_GIVEN,
+        in_halves: bool = NOT_GIVEN,
     ) -> TrainerConfig:
         """How rollouts are collected.
 
@@ -147,6 +151,8 @@ class TrainerConfig(AlgorithmConfig):
             asynchronous: collect the next rollouts while learning from the last; needs num_env_runners > 0.
             max_version_lag: updates by which the acting policy may be behind the learner.
             mixture_per: whether the expert's turn is drawn per step (as in the DAgger paper) or per episode.
+            in_halves: while the mixture acts, ask the expert about half of a runner's environments while the
+                other half is stepped; pays where the expert's time grows with the number of states.
         """
         if asynchronous is not NOT_GIVEN:
             self.asynchronous = asynchronous
@@ -154,6 +160,8 @@ class TrainerConfig(AlgorithmConfig):
             self.max_version_lag = max_version_lag
         if mixture_per is not NOT_GIVEN:
             self.mixture_per = mixture_per
+        if in_halves is not NOT_GIVEN:
+            self.in_halves = in_halves
         return self
 
     def storage(self, *, run_directory: str | Path | None = NOT_GIVEN) -> TrainerConfig:
@@ -208,9 +216,12 @@ class TrainerConfig(AlgorithmConfig):
         check_numbers(self)
         for i in range(100):
             self.learning_method.beta_at(i)
-        if "value" in (self._model_config or {}):
-            raise ConfigError("rl_module.model_config.value is not a setting: methods have what they need")
-        model_config({k: v for k, v in (self.model_config or {}).items() if k != "value"})
+        for key in OF_METHODS:
+            if key in (self._model_config or {}):
+                raise ConfigError(
+                    f"rl_module.model_config.{key} is not a setting: methods have what they need"
+                )
+        model_config(self.model_config or {})
         super().validate()
 
 
@@ -277,11 +288,11 @@ class Trainer(Algorithm):
         """Go on after the last round that is on disk: its labels count, even if no checkpoint knows them."""
         if self.method.learns_from != "dataset":
             return
-        rounds, steps, labels, rows = self._first_learner(dataset_counts)
+        rounds, steps, counts = self._first_learner(dataset_counts)
         self.behind = self.behind or rounds > self.round
         self.round = max(self.round, rounds)
         self.env_steps = max(self.env_steps, steps)
-        self.figures |= {"expert_labels": labels, "dataset": rows, "env_steps": self.env_steps}
+        self.figures |= {**counts, "env_steps": self.env_steps}
 
     @property
     def method(self) -> Method:
@@ -306,7 +317,7 @@ class Trainer(Algorithm):
         self.in_hand, self.behind = [], False
         self._publish()
         self.figures = {
-            **{k: v for k, v in self.figures.items() if k in ("expert_labels", "dataset")},
+            **{k: v for k, v in self.figures.items() if k in COUNTS},
             **learned,
             "round": self.round,
             "beta": beta,
@@ -327,6 +338,7 @@ class Trainer(Algorithm):
         request = SampleRequest(
             round=self.round,
             beta=beta,
+            rule=self.method.rule_at(self.round),
             label=self.method.asks,
             wait=not self.config.asynchronous,
             version=self.version,
@@ -529,11 +541,12 @@ def save_module_of(learner: MethodLearner, *, folder: Path, metadata: Mapping[st
     save_module(learner.policy, folder, metadata)
 
 
-def dataset_counts(learner: MethodLearner) -> tuple[int, int, int, int]:
-    """On a learner: rounds, environment steps, labels and rows on disk."""
+def dataset_counts(learner: MethodLearner) -> tuple[int, int, dict[str, int]]:
+    """On a learner: rounds and environment steps on disk, and what else is counted there."""
     dataset = learner.dataset
     assert dataset is not None
-    return dataset.rounds, dataset.steps, dataset.labels, len(dataset)
+    counts = len(dataset), dataset.labels, dataset.attended, dataset.takeovers
+    return dataset.rounds, dataset.steps, dict(zip(COUNTS, counts, strict=True))
 
 
 def raise_(error: BaseException) -> Any:

@@ -63,3 +63,8 @@ class Shy(Unlicensed):
 
 
 ready = Planner(3)
+
+
+def ones(obs):
+    """Always 1."""
+    return np.ones(len(obs), np.int64)

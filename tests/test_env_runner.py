@@ -69,6 +69,7 @@ class Config(AlgorithmConfig):
         self.oracle_spec = None if expert is None else Given(expert)
         self.label_batch = 16
         self.mixture_per = "step"
+        self.in_halves = False
         self.max_unlabelled = 1
         self.seed = 5
         for name, value in settings.items():

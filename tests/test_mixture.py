@@ -1,13 +1,21 @@
 import numpy as np
 import pytest
 
-from actors.mixture import Mixture
+from actors.forward import Judge
+from actors.mixture import Mixture, Turn
+from expert_oracle.loading import FunctionOracle
+
+EXPERT = FunctionOracle(lambda obs: np.ones(len(obs)))
 
 
 def draws(mixture, steps, began=lambda t: np.zeros(1000, bool)):
     rng = np.random.default_rng(0)
     obs, actions = np.zeros((1000, 2)), np.zeros(1000)
-    return np.array([mixture(obs, actions, began(t), rng) for t in range(steps)])
+
+    def turn(t):
+        return Turn(obs, actions, began(t), rng, lambda mask: EXPERT.act(obs), Judge(None), EXPERT)
+
+    return np.array([mixture(turn(t)) for t in range(steps)])
 
 
 def test_each_step_and_environment_draws_by_itself():

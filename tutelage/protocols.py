@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from tutelage.types import Answer, Query, Tree
+from tutelage.types import Answer, Array, Query, Tree
 
 
 @runtime_checkable
@@ -17,6 +17,19 @@ class Oracle(Protocol):
     """
 
     def act(self, obs: Tree) -> Tree: ...
+
+
+@runtime_checkable
+class Supervisor(Oracle, Protocol):
+    """An expert that watches the novice and takes over when it sees fit (HG-DAgger; Kelly et al., 2019).
+
+        by_expert = supervisor.takes_over(obs, actions, began)
+
+    `obs` [N, ...] and what the novice would do there, `actions` [N, ...]; `began` [N] bool: an episode's
+    first step. Returns a mask [N] bool. Row n is the same environment in every call.
+    """
+
+    def takes_over(self, obs: Tree, actions: Array, began: Array) -> Array: ...
 
 
 @runtime_checkable

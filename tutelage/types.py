@@ -49,6 +49,7 @@ class Provenance:
     beta: float  # probability that the expert acted
     round: int
     recipe: EnvRecipe
+    watched: bool = False  # the expert saw every step, also those in which it was not asked
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Rollout:
     provenance: Provenance
     expert_actions: Tree | None = None  # [T, B, ...] what the expert would do in obs[t]; None: not asked
     by_expert: Array | None = None  # [T, B] bool, the executed action is the expert's; None: never
+    asked: Array | None = None  # [T, B] bool, where `expert_actions` hold an answer; None: everywhere
     valid: Array | None = None  # [T, B] bool, False where a vector env spent the row on a reset; None: all
     logp: Array | None = None  # [T, B] float32, of `actions` under the policy that drew them; None: not drawn
 
@@ -106,7 +108,8 @@ class Rollout:
         check_leading("obs", self.obs, T + 1, B)
         check_leading("final_obs", self.final_obs, len(self.final_t))
         check_leading("final_b", self.final_b, len(self.final_t))
-        for name in ("actions", "terminated", "truncated", "expert_actions", "by_expert", "valid", "logp"):
+        optional = ("expert_actions", "by_expert", "asked", "valid", "logp")
+        for name in ("actions", "terminated", "truncated", *optional):
             value = getattr(self, name)
             if value is not None:
                 check_leading(name, value, T, B)
@@ -125,9 +128,27 @@ class Rollout:
         """Undiscounted returns [E] of the episodes that ended in this rollout."""
         return self.episodes.returns[self.episodes.done]
 
+    def labelled(self) -> Array:
+        """Rows [T, B] bool that have an expert's answer and are real environment steps."""
+        everywhere = np.full(self.shape, self.expert_actions is not None)
+        for mask in (self.asked, self.valid):
+            everywhere = everywhere if mask is None else everywhere & mask
+        return everywhere
+
     def labels(self) -> int:
         """Rows for which an expert was asked."""
-        return 0 if self.expert_actions is None else self.env_steps()
+        return int(self.labelled().sum())
+
+    def attended_steps(self) -> int:
+        """Steps for which the expert had to be there: those it was asked about, or watched."""
+        return self.env_steps() if self.provenance.watched else self.labels()
+
+    def takeovers(self) -> int:
+        """How often the expert began to act; a turn that goes on from the rollout before counts again."""
+        if self.by_expert is None:
+            return 0
+        goes_on = self.by_expert[:-1] & ~(self.terminated | self.truncated)[:-1]
+        return int((self.by_expert[1:] & ~goes_on).sum() + self.by_expert[0].sum())
 
 
 @dataclass(frozen=True)
@@ -192,12 +213,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class TakeoverRule:
+    """Who acts in each step, by name: a class of `actors.takeover`, and its settings. Made by: methods.
+    Eaten by: runners."""
+
+    name: str
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """What a runner is asked for; weights, β and round travel with it, so that none can be stale or lost.
     Made by: trainer. Eaten by: runners."""
 
     round: int
     beta: float = 0.0  # probability that the expert acts
+    rule: TakeoverRule | None = None  # by which it acts instead; None: by β
     label: bool = False  # ask the expert about every visited state
     wait: bool = True  # return only once every collected rollout has its labels
     version: int = 0  # of the policy in `weights`

@@ -21,7 +21,7 @@ import tree
 from torch import Tensor
 
 from learner.losses import Params
-from tutelage.types import Array, Rollout, Tree
+from tutelage.types import Array, Rollout, TakeoverRule, Tree
 
 Columns = dict[str, Any]
 """Tensors (or trees of them, under "obs") that share their first axis [N]."""
@@ -38,6 +38,14 @@ class Policy(Protocol):
     def policy(self, obs: Tree) -> Params: ...
     def value(self, obs: Tree) -> Tensor: ...
     def policy_and_value(self, obs: Tree) -> tuple[Params, Tensor]: ...
+    def members(self, obs: Tree) -> Params: ...
+    def actions(self, obs: Tree) -> Tensor: ...
+    def difference(self, actions: Tensor, others: Tensor) -> Tensor: ...
+    def doubt(self, obs: Tree) -> Tensor: ...
+    def danger_logits(self, obs: Tree) -> Tensor: ...
+    def risk_logits(self, obs: Tree, actions: Tensor) -> Tensor: ...
+    def risk(self, obs: Tree, actions: Tensor) -> Tensor: ...
+    def set_limits(self, **limits: Tensor) -> None: ...
     @property
     def distribution(self) -> Any: ...
     @property
@@ -70,10 +78,15 @@ class Method:
     needs_value: ClassVar[bool] = False
     training: ClassVar[Mapping[str, Any]] = {}  # vetted defaults of the section `training`
     model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
+    recent_rows: ClassVar[int] = 0  # newest transitions to keep; minibatches of D then have a "recent" one
 
     def beta_at(self, i: int) -> float:
         """β_i, the probability that the expert acts in round i."""
         return 0.0
+
+    def rule_at(self, i: int) -> TakeoverRule | None:
+        """By which the expert takes over in round i; None: by β_i."""
+        return None
 
     def lr_share(self, progress: float) -> float:
         """The share of the learning rate to use at this progress, from 0 to 1, through an update's passes
@@ -87,3 +100,7 @@ class Method:
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The scalar to descend, and scalars to report."""
         raise NotImplementedError
+
+    def settle(self, policy: Policy, sample: Columns) -> None:
+        """After an update, without gradients: set what the policy keeps beside its weights. `sample` are rows
+        of D with "recent" ones. Only for methods with `recent_rows`."""

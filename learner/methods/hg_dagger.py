@@ -1,0 +1,31 @@
+"""HG-DAgger: whoever watches takes over when it has to be, and hands back at will (Kelly, Sidrane,
+Driggs-Campbell & Kochenderfer, 2019, "HG-DAgger: Interactive Imitation Learning with Human Experts").
+
+A gate that is the human's own, not a coin's (β), lets people feel in control, so that their actions are
+worth imitating: D gets the states in which the expert acted, and only those. The expert watches every step;
+it has to know how to take over (`tutelage.protocols.Supervisor`). Like the paper's, the novice is an
+ensemble, whose doubt in the states of takeovers says where not to let it alone. The expert alone acts in
+round 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from learner.methods._base import Columns, Policy
+from learner.methods._takeover import ENSEMBLE, Takeover, ensemble_loss
+
+
+@dataclass(frozen=True)
+class HGDAgger(Takeover):
+    """DAgger with a person's own gate."""
+
+    rule: ClassVar = "human_gated"
+    model: ClassVar = ENSEMBLE
+
+    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return ensemble_loss(policy, minibatch)

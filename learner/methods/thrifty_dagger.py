@@ -1,0 +1,64 @@
+"""ThriftyDAgger: the expert is called where a state is novel or risky, as often as a budget allows
+(Hoque et al., 2021, "ThriftyDAgger: Budget-Aware Novelty and Risk Gating for Interactive Imitation
+Learning").
+
+Novelty is the variance of an ensemble's actions. Risk is a critic's discounted probability of failure,
+F(s, a) = E[γ^k] for k steps until the episode fails, fitted by temporal differences to the newest
+transitions, labelled or not; the paper has it as 1 − the probability of success, which fits tasks with a
+goal. The expert is called above the (1 − `budget`) quantiles of both over the states that were visited
+lately, and hands back when the novice's action is as near to its own as it is on average in D, and the risk
+is below its median (section 4.3). Only the expert's own steps are labelled. It alone acts in round 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from learner.methods._base import Columns, Policy
+from learner.methods._takeover import ENSEMBLE, Takeover, ensemble_loss
+
+
+@dataclass(frozen=True)
+class ThriftyDAgger(Takeover):
+    """DAgger that calls the expert for a share of the steps."""
+
+    rule: ClassVar = "thrifty"
+    model: ClassVar = {**ENSEMBLE, "risk": True}
+    recent_rows: ClassVar = 50_000
+
+    budget: float = 0.1  # share of the visited states in which the expert is called
+    gamma: float = 0.97  # discount of failures to come
+    failure: Literal["terminated", "punished"] = "terminated"  # punished: by a negative reward at the end
+
+    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
+        nll, figures = ensemble_loss(policy, minibatch)
+        risk = self.risk_loss(policy, minibatch["recent"])
+        return nll + risk, {**figures, "risk_loss": risk.detach()}
+
+    def risk_loss(self, policy: Policy, recent: Columns) -> Tensor:
+        """Cross-entropy of F(s, a) and its target: 1 at a failure, 0 at another end, else γ F(s', π(s'))."""
+        ended = recent["terminated"]
+        failed = ended if self.failure == "terminated" else ended & (recent["reward"] < 0)
+        with torch.no_grad():
+            to_come = policy.risk(recent["next_obs"], policy.actions(recent["next_obs"]))
+            target = torch.where(ended, failed.float(), self.gamma * to_come)
+        return F.binary_cross_entropy_with_logits(
+            policy.risk_logits(recent["obs"], recent["actions"]), target
+        )
+
+    def settle(self, policy: Policy, sample: Columns) -> None:
+        visited = sample["recent"]["obs"]
+        doubt, risk = policy.doubt(visited), policy.risk(visited, policy.actions(visited))
+        apart = policy.difference(policy.actions(sample["obs"]), sample["actions"])
+        policy.set_limits(
+            doubt=doubt.quantile(1 - self.budget),
+            risk=risk.quantile(1 - self.budget),
+            difference=apart.mean(),
+            calm=risk.median(),
+        )
