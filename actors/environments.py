@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, get_args, get_type_hints
 
 import gymnasium as gym
@@ -33,6 +34,8 @@ def make_env(recipe: EnvRecipe, render_mode: str | None = None) -> gym.Env:
     """One environment. Raises ConfigError if there is none of that name or its spaces are not supported."""
     kwargs = {**recipe.kwargs, **({"render_mode": render_mode} if render_mode else {})}
     try:
+        if "mujoco" in str(getattr(gym.registry.get(recipe.id), "entry_point", "")):
+            calm_mujoco()
         env = gym.make(recipe.id, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
         raise ConfigError(why_not(recipe, error)) from error
@@ -40,12 +43,30 @@ def make_env(recipe: EnvRecipe, render_mode: str | None = None) -> gym.Env:
     return env
 
 
+@cache
+def calm_mujoco() -> None:
+    """Have MuJoCo say each kind of warning once, instead of for every environment and into a file; what it
+    tells the authors of models (of gymnasium's, for ours) is left out."""
+    try:
+        import mujoco
+    except ImportError:
+        return  # the environment will say so
+    set_handler: Any = mujoco.set_mju_user_warning  # pyright: ignore[reportAttributeAccessIssue]
+    set_handler(lambda text: None if "deprecated" in text else _say_once(text.split(". ")[0]))
+
+
+@cache
+def _say_once(warning: str) -> None:
+    warnings.warn(f"MuJoCo: {warning}", RuntimeWarning, stacklevel=2)
+
+
 def why_not(recipe: EnvRecipe, error: Exception) -> str:
-    """One line on why an environment cannot be made, with the nearest known id where the id is unknown."""
+    """One line on why an environment cannot be made, with a near id where the id is unknown."""
     reason = (str(error).splitlines() or [""])[0]
     if isinstance(error, gym.error.UnregisteredEnv):
-        nearest = difflib.get_close_matches(recipe.id, gym.registry, n=1, cutoff=0.0)
-        return f"environment {recipe.id!r} does not exist; the nearest known id is {nearest[0]!r}"
+        near = difflib.get_close_matches(recipe.id, gym.registry, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "gymnasium.pprint_registry() shows those that do"
+        return f"environment {recipe.id!r} does not exist; {hint}"
     return f"environment {recipe.id!r} with {dict(recipe.kwargs)} cannot be made: {reason}"
 
 

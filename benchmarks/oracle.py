@@ -25,6 +25,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from actors.collect import Collector
+from actors.forward import random_actor
 from benchmarks.common import Row, row, run
 from expert_oracle import probing
 from expert_oracle.links import OPTIONS
@@ -33,6 +35,7 @@ from expert_oracle.server import OPTIONS as SERVER_OPTIONS
 from expert_oracle.shared_loop import shared_loop
 from tutelage import codec
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.types import EnvRecipe
 
 ENV = "HalfCheetah-v5"
 INPUTS, ACTIONS = 17, 6
@@ -46,14 +49,14 @@ def observations(N: int) -> np.ndarray:
 
 
 class Expert:
-    """Always the same action, after a while."""
+    """Always the same action, after a while: so long for a call, and so long for each of its states."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float = 0.0, seconds_a_state: float = 0.0) -> None:
+        self.seconds, self.seconds_a_state = seconds, seconds_a_state
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        if self.seconds:
-            time.sleep(self.seconds)
+        if takes := self.seconds + self.seconds_a_state * len(obs):
+            time.sleep(takes)
         return np.zeros((len(obs), ACTIONS), np.float32)
 
 
@@ -324,11 +327,41 @@ def seconds_per_step(trainer: Any, rounds: int = 8) -> float:
     return (time.perf_counter() - start) / (trainer.env_steps - before)
 
 
+def halves() -> Iterable[Row]:
+    """Steps a second of the mixture; the expert takes as long for a state as the environment for a step."""
+    with serving("seconds_a_state=0.0002") as address:
+        turns = in_turns(*(partial(_mixed_seconds, address, in_halves) for in_halves in (True, False)))
+    ours, reference = (1 / statistics.median(side) for side in turns)
+    yield row(
+        "oracle",
+        f"an expert of 0.2 ms a state acts in 32 {ENV}, β = 0.5, asked in halves",
+        ours=ours,
+        against="asked about all at once",
+        reference=reference,
+        unit="steps/s",
+    )
+
+
+def _mixed_seconds(address: str, in_halves: bool, steps: int = 100, num_envs: int = 32) -> float:
+    """Seconds a step."""
+    collector = Collector(EnvRecipe(ENV), num_envs, reproducible=True, in_halves=in_halves)
+    oracle = RemoteOracle([address])
+    act = random_actor(collector.envs.action_space, 0)
+    collector.collect(act, 2, beta=0.5, oracle=oracle)
+    start = time.perf_counter()
+    collector.collect(act, steps, beta=0.5, oracle=oracle)
+    seconds = time.perf_counter() - start
+    collector.close()
+    oracle.close()
+    return seconds / (steps * num_envs)
+
+
 CASES: dict[str, Any] = {
     "stream": stream,
     "latency": latency,
     "joining": joining,
     "slow-expert": slow_expert,
+    "halves": halves,
 }
 
 if __name__ == "__main__":

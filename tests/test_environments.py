@@ -1,6 +1,7 @@
 """Environments from recipes, one and many."""
 
 import importlib.util
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -38,7 +39,7 @@ def stepped(recipe, steps, num_envs=3):
 
 
 def test_an_unknown_id_is_refused_with_the_nearest_one():
-    with pytest.raises(ConfigError, match=r"'Hoper-v5' does not exist; the nearest known id is 'Hopper-v5'"):
+    with pytest.raises(ConfigError, match=r"'Hoper-v5' does not exist; did you mean 'Hopper-v5'\?"):
         make_env(EnvRecipe("Hoper-v5"))
 
 
@@ -169,3 +170,16 @@ def test_vectorised_environments_reset_by_themselves_a_step_later():
     assert b in ended[t]
     assert rewards[t + 1, b] == 0
     assert np.abs(obs[t + 2, b]).max() <= 0.05
+
+
+def test_mujoco_warns_once_of_what_matters_and_writes_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    envs = [make_env(EnvRecipe("HalfCheetah-v5")) for _ in range(2)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for env in [*envs, *envs]:
+            env.reset(seed=0)
+            env.unwrapped.data.qvel[:] = np.nan  # type: ignore[attr-defined]
+            env.step(env.action_space.sample())
+    assert [str(warning.message)[:12] for warning in caught] == ["MuJoCo: Nan,"]
+    assert not list(tmp_path.iterdir())

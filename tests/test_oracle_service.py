@@ -21,7 +21,7 @@ from expert_oracle import server
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
-from tests.oracle_services import ROOT, SERVE, free_port, process, request, serving, stub_of
+from tests.oracle_services import ROOT, SERVE, free_port, process, request, running, serving, stub_of
 from tutelage import codec, plugins
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
@@ -306,6 +306,13 @@ def test_sigterm_answers_what_was_asked_and_exits_cleanly():
         assert child.wait(10) == 0
         assert child.stderr is not None
         assert child.stderr.read() == ""
+
+
+def test_a_stream_that_opens_while_the_service_drains_ends_at_once():
+    with running(FIRST_TWO) as started:
+        started.service.drain()
+        with grpc.insecure_channel(started.address) as channel:
+            assert list(stub_of(channel).ActStream(iter([request(OBS)]), timeout=5)) == []
 
 
 def test_a_client_process_ends_without_noise():
