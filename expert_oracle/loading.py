@@ -161,7 +161,10 @@ def _nearest(word: str) -> str:
     """The end of an error message about a word without a scheme."""
     words = known_words()
     same = [known for known in words if known.partition(":")[2] == word]
-    return f"; did you mean {' or '.join(map(repr, same))}?" if same else plugins.did_you_mean(word, words)
+    if same:
+        return f"; did you mean {' or '.join(map(repr, same))}?"
+    others = "grpc://HOST:PORT, sb3:FILE, package.module:attribute, file.py:attribute"
+    return f"{plugins.did_you_mean(word, words)}; or of the form {others}"
 
 
 def _similar(word: str) -> str:

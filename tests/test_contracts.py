@@ -62,6 +62,8 @@ def test_method_file_holds_one_method_with_a_paper(name: str):
     assert dataclasses.is_dataclass(cls)
     assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     cls()  # each setting has a default
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert {name for base in cls.__mro__ for name in vars(base).get("ranges", ())} <= fields
     first_paragraph = (module.__doc__ or "").split("\n\n")[0]
     assert re.search(r"\([^()]*\d{4}[^()]*\)", first_paragraph), "the module's docstring names no paper"
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tree
 
+from actors import environments
 from actors.environments import columns, concatenated, leaf_spaces, make_env, make_vector, put, rows, to_env
 from tutelage.errors import ConfigError
 from tutelage.types import EnvRecipe
@@ -174,6 +175,7 @@ def test_vectorised_environments_reset_by_themselves_a_step_later():
 
 def test_mujoco_warns_once_of_what_matters_and_writes_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    environments._say_once.cache_clear()
     envs = [make_env(EnvRecipe("HalfCheetah-v5")) for _ in range(2)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -16,6 +16,7 @@ from actors.takeover import RULES, controller_of
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from learner.columns import rows_of_rollout
 from learner.dataset import Dataset
+from learner.methods import make_method
 from learner.nets import PolicyModule
 from learner.recent import Recent, transitions
 from services.trainer import result_seeds
@@ -284,3 +285,17 @@ def test_each_learns_cartpole_and_counts_what_it_asked(tmp_path, built, method):
     assert figures["attended_steps"] == (2000 if method == "hg_dagger" else figures["expert_labels"])
     returns, _ = trainer.measure(result_seeds(1, 20))
     assert returns.mean() >= 300  # chance gets 22; the expert 500
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("thrifty_dagger", {"budget": 3}, r"method\.budget: expected a number from 0 to 1, got 3"),
+        ("safe_dagger", {"tau": -1.0}, r"method\.tau: expected a number of at least 0, got -1\.0"),
+        ("hg_dagger", {"expert_rounds": 0}, r"method\.expert_rounds: expected a number of at least 1, got 0"),
+        ("ensemble_dagger", {"anneal_to": 2}, r"method\.anneal_to: expected a number from 0 to 1, got 2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(method, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_method(method, settings)

@@ -25,9 +25,9 @@ def schedule(spec: Any) -> Callable[[int], float]:
         try:
             value = float(compute(i))
         except (ArithmeticError, TypeError) as error:
-            raise ConfigError(f"beta: {text!r} has no value at i = {i}: {error}") from None
+            raise ConfigError(f"method.beta: {text!r} has no value at i = {i}: {error}") from None
         if not 0 <= value <= 1:
-            raise ConfigError(f"beta: {text!r} is {value:g} at i = {i}; probabilities lie in [0, 1]")
+            raise ConfigError(f"method.beta: {text!r} is {value:g} at i = {i}; probabilities lie in [0, 1]")
         return value
 
     beta(0)
@@ -41,7 +41,7 @@ def _as_text(spec: Any) -> str:
         return f"{name}({argument})"
     if isinstance(spec, str | int | float):
         return str(spec)
-    raise ConfigError(f"beta: expected a number or an expression in i, got {spec!r}")
+    raise ConfigError(f"method.beta: expected a number or an expression in i, got {spec!r}")
 
 
 OPERATORS: Mapping[type, Callable[..., Any]] = {
@@ -74,7 +74,7 @@ def _compiled(text: str) -> Callable[[int], Any]:
     try:
         body = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise ConfigError(f"beta: {text!r} is not an expression: {error.msg}") from None
+        raise ConfigError(f"method.beta: {text!r} is not an expression: {error.msg}") from None
     return _node(body, text)
 
 
@@ -97,7 +97,7 @@ def _node(node: ast.expr, text: str) -> Callable[[int], Any]:
             return _apply(SCHEDULES[name], [lambda i: i, _node(argument, text)])
     known = ", ".join(["i", *FUNCTIONS, *(f"{name}(x)" for name in SCHEDULES)])
     raise ConfigError(
-        f"beta: cannot use {ast.unparse(node)!r} in {text!r}; known: numbers, operators, {known}"
+        f"method.beta: cannot use {ast.unparse(node)!r} in {text!r}; known: numbers, operators, {known}"
     )
 
 

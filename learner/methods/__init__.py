@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,4 +33,19 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     for key in settings:
         if key not in known:
             raise ConfigError(f"method.{key} is not a setting of {name}{did_you_mean(key, known)}")
+    check_ranges(cls, settings)
     return cls(**settings)
+
+
+def check_ranges(cls: type[Method], settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a number that the method, or one that it derives from, has no use for."""
+    ranges = {
+        name: bounds
+        for base in reversed(cls.__mro__)
+        for name, bounds in vars(base).get("ranges", {}).items()
+    }
+    for name, (least, greatest) in ranges.items():
+        value = settings.get(name, least)
+        if not least <= value <= greatest:
+            limits = f"of at least {least}" if greatest == math.inf else f"from {least} to {greatest}"
+            raise ConfigError(f"method.{name}: expected a number {limits}, got {value!r}")

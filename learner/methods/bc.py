@@ -10,13 +10,14 @@ The demonstrations come from files (`demonstrations`), from the expert itself, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from learner.losses import entropy, log_prob
+from learner.losses import Params, entropy, log_prob
 from learner.methods._base import Columns, Method, Policy
 
 
@@ -28,6 +29,7 @@ class BC(Method):
     asks = True
     training: ClassVar = {"lr": 3e-3, "minibatch_size": 128, "num_epochs": 8}
     model: ClassVar = {"log_std_init": -1.0}
+    ranges: ClassVar = {"anneal_to": (0, 1), "entropy_coefficient": (0, math.inf)}
 
     demonstrations: str | None = None  # a file or a run's dataset folder to start from
     anneal_to: float = (
@@ -44,7 +46,13 @@ class BC(Method):
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
         params = policy.policy(minibatch["obs"])
         nll = -log_prob(params, minibatch["actions"], policy.distribution, policy.nvec).mean()
+        return self.with_bonus(nll, params, policy, {"loss": nll.detach()})
+
+    def with_bonus(
+        self, loss: Tensor, params: Params, policy: Policy, figures: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss minus the bonus for entropy, and what is reported."""
         if not self.entropy_coefficient:
-            return nll, {"loss": nll.detach()}
+            return loss, figures
         h = entropy(params, policy.distribution, policy.nvec).mean()
-        return nll - self.entropy_coefficient * h, {"loss": nll.detach(), "entropy": h.detach()}
+        return loss - self.entropy_coefficient * h, {**figures, "entropy": h.detach()}

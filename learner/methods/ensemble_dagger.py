@@ -9,26 +9,20 @@ that the novice practises without leaving what it knows. The expert alone acts i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from learner.methods._base import Columns, Policy
-from learner.methods._takeover import ENSEMBLE, Takeover, ensemble_loss
+from learner.methods._takeover import EnsembleTakeover
 
 
 @dataclass(frozen=True)
-class EnsembleDAgger(Takeover):
+class EnsembleDAgger(EnsembleTakeover):
     """DAgger with a novice that acts only where it is sure and right."""
 
     rule: ClassVar = "doubtful"
     limits: ClassVar = ("discrepancy", "doubt")
-    model: ClassVar = ENSEMBLE
+    ranges: ClassVar = {"discrepancy": (0, math.inf), "doubt": (0, math.inf)}
 
     discrepancy: float = 0.1  # τ, mean squared difference of action components, in half ranges
     doubt: float = 0.02  # χ, mean variance of action components over the members, in half ranges
-
-    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return ensemble_loss(policy, minibatch)

@@ -10,22 +10,14 @@ round 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from learner.methods._base import Columns, Policy
-from learner.methods._takeover import ENSEMBLE, Takeover, ensemble_loss
+from learner.methods._takeover import EnsembleTakeover
 
 
 @dataclass(frozen=True)
-class HGDAgger(Takeover):
+class HGDAgger(EnsembleTakeover):
     """DAgger with a person's own gate."""
 
     rule: ClassVar = "human_gated"
-    model: ClassVar = ENSEMBLE
-
-    def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return ensemble_loss(policy, minibatch)

@@ -12,6 +12,7 @@ but for the first ones; a time limit is bootstrapped from the final observation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,6 +34,10 @@ class PPO(Method):
     explores = True
     needs_value = True
     training: ClassVar = {"lr": 3e-4, "minibatch_size": 256, "num_epochs": 10, "grad_clip": 0.5}
+    ranges: ClassVar = {
+        **dict.fromkeys(("gamma", "lambda_", "clip"), (0, 1)),
+        **dict.fromkeys(("value_coefficient", "entropy_coefficient"), (0, math.inf)),
+    }
 
     gamma: float = 0.99  # discount
     lambda_: float = 0.95  # of GAE

@@ -9,6 +9,7 @@ the paper's D_safe, so that c sees errors that π was not trained to avoid. The 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,6 +31,7 @@ class SafeDAgger(Takeover):
 
     rule: ClassVar = "safe"
     model: ClassVar = {"log_std_init": -1.0, "danger": True}
+    ranges: ClassVar = {"tau": (0, math.inf), "held_out": (0, 0.9)}
 
     tau: float = 0.01  # an error: the mean squared difference of action components, in half ranges
     held_out: float = 0.1  # share of D that only the safety policy learns from
@@ -37,11 +39,13 @@ class SafeDAgger(Takeover):
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
         obs, actions = minibatch["obs"], minibatch["actions"]
         held_out = fractions(obs) < self.held_out
-        nll = -log_prob(policy.policy(obs), actions, policy.distribution, policy.nvec)
+        params = policy.policy(obs)
+        nll = -log_prob(params, actions, policy.distribution, policy.nvec)
         nll = (nll * ~held_out).sum() / (~held_out).sum().clamp(min=1)
         errs = (policy.difference(policy.actions(obs).detach(), actions) > self.tau).float()
         safety = F.binary_cross_entropy_with_logits(policy.danger_logits(obs), errs)
-        return nll + safety, {"loss": nll.detach(), "safety_loss": safety.detach(), "errors": errs.mean()}
+        figures = {"loss": nll.detach(), "safety_loss": safety.detach(), "errors": errs.mean()}
+        return self.with_bonus(nll + safety, params, policy, figures)
 
 
 def fractions(obs: Tree) -> Tensor:

@@ -21,15 +21,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learner.methods._base import Columns, Policy
-from learner.methods._takeover import ENSEMBLE, Takeover, ensemble_loss
+from learner.methods._takeover import ENSEMBLE, EnsembleTakeover
 
 
 @dataclass(frozen=True)
-class ThriftyDAgger(Takeover):
+class ThriftyDAgger(EnsembleTakeover):
     """DAgger that calls the expert for a share of the steps."""
 
     rule: ClassVar = "thrifty"
     model: ClassVar = {**ENSEMBLE, "risk": True}
+    ranges: ClassVar = {"budget": (0, 1), "gamma": (0, 1)}
     recent_rows: ClassVar = 50_000
 
     budget: float = 0.1  # share of the visited states in which the expert is called
@@ -37,7 +38,7 @@ class ThriftyDAgger(Takeover):
     failure: Literal["terminated", "punished"] = "terminated"  # punished: by a negative reward at the end
 
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
-        nll, figures = ensemble_loss(policy, minibatch)
+        nll, figures = super().loss(policy, minibatch)
         risk = self.risk_loss(policy, minibatch["recent"])
         return nll + risk, {**figures, "risk_loss": risk.detach()}
 
