@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +28,7 @@ from actors.forward import Forward, Judge
 from actors.mixture import Controller, Mixture, Turn
 from actors.replay import is_reproducible
 from actors.takeover import controller_of
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, OracleError
 from tutelage.policy import distribution_of, log_prob
 from tutelage.protocols import Oracle
 from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, TakeoverRule, Tree
@@ -72,7 +72,7 @@ class _Cast:
     oracle: Oracle
     judge: Judge
     rng: np.random.Generator
-    began: Array  # [B] bool, the first step is an episode's first
+    running: Running  # when the rollout began
 
 
 class Collector:
@@ -129,8 +129,8 @@ class Collector:
         """`steps` steps of each environment.
 
         With β > 0 or a `rule`, `oracle` acts where the mixture or the rule says so, and what it answers are
-        the rollout's labels. A rule may go by what the novice's `judge` says. After an error, the oracle's
-        for example, the next call begins new episodes.
+        the rollout's labels. A rule may go by what the novice's `judge` says. After an error
+        the next call begins new episodes. Raises CutShort, with the steps made, where the oracle fails.
         """
         running = self._running
         if running is None or force_reset:
@@ -139,21 +139,25 @@ class Collector:
         together = beta > 0 or rule is not None
         taken = self._columns(steps, asked=together)
         put(taken.obs, 0, self._obs)
-        watched = False
+        watched, error = False, None
         if together:
             if oracle is None:
                 raise ValueError("an expert that may act needs an oracle")
             controllers = self._controllers_of(rule, beta)
             watched = any(controller.watches for controller in controllers)
-            cast = _Cast(act, oracle, judge or Judge(None), self.generator(round, "mixture"), running.began)
-            self._act_together(taken, cast, controllers, round)
+            cast = _Cast(act, oracle, judge or Judge(None), self.generator(round, "mixture"), running)
+            done, error = self._act_together(taken, cast, controllers, round)
+            taken = taken if error is None else first_steps(taken, done)
         else:
             for t in range(steps):
                 taken.actions[t] = act(rows(taken.obs, t))
                 self._step(taken, t, self._whole, round)
-        put(self._obs, ..., rows(taken.obs, steps))
+        put(self._obs, ..., rows(taken.obs, -1))
         provenance = Provenance(self.runner, version, beta, round, self.envs.recipe, watched)
-        rollout, self._running = self._finish(taken, running, provenance)
+        rollout, still_running = self._finish(taken, running, provenance)
+        if error is not None:
+            raise CutShort(str(error), rollout) from error
+        self._running = still_running
         return rollout
 
     def _step(self, taken: Columns, t: int, part: slice, round: int) -> None:
@@ -184,12 +188,30 @@ class Collector:
 
     def _act_together(
         self, taken: Columns, cast: _Cast, controllers: Sequence[Controller], round: int
-    ) -> None:
-        """Choose and step; with two parts the expert thinks about one while the other is stepped."""
+    ) -> tuple[int, OracleError | None]:
+        """Fill the columns; how many steps were made, and the error that ended them, if they were some."""
+        done = 0
+        try:
+            for steps in self._steps_together(taken, cast, controllers, round):
+                done = steps
+        except OracleError as error:
+            if not done:
+                raise
+            return done, error
+        return done, None
+
+    def _steps_together(
+        self, taken: Columns, cast: _Cast, controllers: Sequence[Controller], round: int
+    ) -> Iterator[int]:
+        """Choose and step, and give the number of steps that all environments have made.
+
+        With two parts the expert thinks about one while the other is stepped.
+        """
         if len(controllers) == 1:
             for t in range(len(taken.rewards)):
                 self._choose(taken, t, self._whole, cast, controllers[0])
                 self._step(taken, t, self._whole, round)
+                yield t + 1
             return
         with ThreadPoolExecutor(1, "expert") as expert:  # an oracle is asked by one thread at a time
             asked = [self._ask_ahead(expert, taken, 0, part, cast) for part in self._parts]
@@ -200,31 +222,47 @@ class Collector:
                     self._step(taken, t, part, round)
                     if t + 1 < len(taken.rewards):
                         asked[i] = self._ask_ahead(expert, taken, t + 1, part, cast)
+                yield t + 1
 
     def _ask_ahead(
         self, expert: ThreadPoolExecutor, taken: Columns, t: int, part: slice, cast: _Cast
     ) -> Future[Array]:
         everywhere = np.ones(part.stop - part.start, bool)
-        return expert.submit(self._ask, taken, t, part, cast.oracle, everywhere)
+        return expert.submit(self._ask, taken, t, part, cast, everywhere)
 
     def _choose(self, taken: Columns, t: int, part: slice, cast: _Cast, controller: Controller) -> None:
         """Write what is to be done in step t: by the novice, or by the expert where the rule says so."""
         assert taken.by_expert is not None
         obs = rows(rows(taken.obs, t), part)
-        began = taken.terminated[t - 1, part] | taken.truncated[t - 1, part] if t else cast.began[part]
         novice = cast.act(obs)
-        ask = partial(self._ask, taken, t, part, cast.oracle)
-        by_expert = controller(Turn(obs, novice, began, cast.rng, ask, cast.judge, cast.oracle))
+        executed = to_env(self.envs.action_space, novice)
+        began, real = self._began(taken, t, cast)[part], ~self._resetting(taken, t, cast)[part]
+        ask = partial(self._ask, taken, t, part, cast)
+        by_expert = controller(Turn(obs, executed, began, cast.rng, ask, cast.judge, cast.oracle)) & real
         taken.by_expert[t, part] = by_expert
         mask = by_expert.reshape(-1, *[1] * (novice.ndim - 1))
         taken.actions[t, part] = np.where(mask, ask(by_expert), novice)
 
-    def _ask(self, taken: Columns, t: int, part: slice, oracle: Oracle, mask: Array) -> Array:
-        """What the expert would do [n, ...] in these environments; it is asked once about each."""
+    def _began(self, taken: Columns, t: int, cast: _Cast) -> Array:
+        """Whether step t is an episode's first [B]: after an end, or after the reset that took a step."""
+        if t < 1 + self.envs.autoreset:
+            return cast.running.resetting if t else cast.running.began
+        before = t - 1 - self.envs.autoreset
+        return taken.terminated[before] | taken.truncated[before]
+
+    def _resetting(self, taken: Columns, t: int, cast: _Cast) -> Array:
+        """Whether step t is spent on a reset [B]."""
+        if not self.envs.autoreset or t == 0:
+            return cast.running.resetting
+        return taken.terminated[t - 1] | taken.truncated[t - 1]
+
+    def _ask(self, taken: Columns, t: int, part: slice, cast: _Cast, mask: Array) -> Array:
+        """What the expert would do [n, ...] in these environments; it is asked once about each, and not at
+        all where the step is spent on a reset."""
         assert taken.expert_actions is not None
         assert taken.asked is not None
-        answers, asked = taken.expert_actions[t, part], taken.asked[t, part]
-        new = np.flatnonzero(mask & ~asked)
+        answers, asked, oracle = taken.expert_actions[t, part], taken.asked[t, part], cast.oracle
+        new = np.flatnonzero(mask & ~asked & ~self._resetting(taken, t, cast)[part])
         if len(new) == len(mask):
             answers[:] = to_env(self.envs.action_space, oracle.act(rows(rows(taken.obs, t), part)))
         elif len(new):
@@ -306,6 +344,27 @@ class Collector:
         return rollout, still_running
 
 
+class CutShort(OracleError):
+    """An expert that failed after it had answered: `rollout` is what was collected or labelled by then."""
+
+    def __init__(self, message: str, rollout: Rollout) -> None:
+        super().__init__(message)
+        self.rollout = rollout
+
+
+def first_steps(taken: Columns, steps: int) -> Columns:
+    """The first `steps` steps of columns that were being filled."""
+    ended = int((taken.terminated[:steps] | taken.truncated[:steps]).sum())
+    cut = {
+        name: value[:steps]
+        for name in ("actions", "rewards", "terminated", "truncated", "expert_actions", "by_expert", "asked")
+        if (value := getattr(taken, name)) is not None
+    }
+    final_obs = [rows(concatenated(taken.final_obs), slice(ended))] if ended else []
+    obs = rows(taken.obs, slice(steps + 1))
+    return replace(taken, obs=obs, final_obs=final_obs, seeds=taken.seeds[:ended], **cut)
+
+
 def _halves(envs: VectorEnvs) -> list[slice]:
     """The environments in two parts. Raises ConfigError where they cannot be stepped apart."""
     if not isinstance(envs, SyncEnvs) or envs.num_envs < 2:
@@ -356,7 +415,7 @@ def stretches(
         seed=seed[last],
         length=(offset + end - start)[last].astype(np.int32),
         returns=returns[last],
-        began=ends[-1],
+        began=ends[-1] if not autoreset else ends[-2] if T > 1 else running.resetting,
         resetting=ends[-1] & autoreset,
     )
     return episodes, still_running
@@ -366,6 +425,7 @@ def label(rollout: Rollout, oracle: Oracle, action_space: gym.Space, *, batch: i
     """The rollout with the expert's actions for all its states, asked for `batch` states at a time.
 
     Rows that were spent on a reset are not asked about and get zeros. A labelled rollout comes back as it is.
+    Raises CutShort, with the labels given, where the oracle fails after some.
     """
     if rollout.expert_actions is not None:
         return rollout
@@ -375,8 +435,20 @@ def label(rollout: Rollout, oracle: Oracle, action_space: gym.Space, *, batch: i
     answers = columns(action_space, T * B)
     for i in range(0, len(asked), batch):
         some = asked[i : i + batch]
-        answers[some] = to_env(action_space, oracle.act(rows(states, some)))
-    return replace(rollout, expert_actions=answers.reshape(T, B, *answers.shape[1:]))
+        try:
+            answers[some] = to_env(action_space, oracle.act(rows(states, some)))
+        except OracleError as error:
+            if not i:
+                raise
+            given = np.zeros(T * B, bool)
+            given[asked[:i]] = True
+            raise CutShort(str(error), _labelled(rollout, answers, given.reshape(T, B))) from error
+    return _labelled(rollout, answers, None)
+
+
+def _labelled(rollout: Rollout, answers: Array, asked: Array | None) -> Rollout:
+    answers = answers.reshape(*rollout.shape, *answers.shape[1:])
+    return replace(rollout, expert_actions=answers, asked=asked)
 
 
 def with_logp(rollout: Rollout, forward: Forward, action_space: gym.Space, *, batch: int = 4096) -> Rollout:

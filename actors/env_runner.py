@@ -36,7 +36,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from actors.collect import Collector, label, play, with_logp
+from actors.collect import Collector, CutShort, label, play, with_logp
 from actors.environments import Act, make_env
 from actors.forward import Forward, Judge, actor, forward_of, random_actor
 from expert_oracle.loading import checked
@@ -128,7 +128,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
                 force_reset=force_reset,
             )
         except TutelageError as error:
-            return [*self._labelled(at_most=0 if request.wait else None), self._failure(error)]
+            return [*self._labelled(at_most=0 if request.wait else None), *self._failed(error)]
         if not request.label or together:
             return [*self._labelled(at_most=None), rollout]
         assert oracle is not None
@@ -179,7 +179,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
             try:
                 arrived.append(self._unlabelled[0].result())
             except TutelageError as error:
-                arrived.append(self._failure(error))
+                arrived += self._failed(error)
             self._unlabelled.popleft()
         return arrived
 
@@ -201,8 +201,10 @@ class RolloutRunner(EnvRunner, Checkpointable):
             self._oracle = checked(spec.build(), envs.observation_space, envs.action_space, spec.oracle)
         return self._oracle
 
-    def _failure(self, error: Exception) -> Failure:
-        return Failure(str(error), self.worker_index or 0)
+    def _failed(self, error: Exception) -> list[Rollout | Failure]:
+        """What went wrong, after what the expert had answered by then: it is not asked again."""
+        kept = [error.rollout] if isinstance(error, CutShort) else []
+        return [*kept, Failure(str(error), self.worker_index or 0)]
 
     # Evaluation
 

@@ -43,23 +43,29 @@ def _torch_forward(module: Any, obs: Tree) -> Array:
 
 @dataclass(frozen=True)
 class Judge:
-    """What a module thinks of itself, as its weights are now.
-
-    judge("doubt", obs)             # [N] how far its members are apart
-    judge("danger", obs)            # [N] probability that its action is not the expert's
-    judge("risk", obs, actions)     # [N] discounted probability of failure
-    """
+    """What a module thinks of itself, as its weights are now."""
 
     module: Any
 
-    def __call__(self, what: str, *inputs: Tree) -> Array:
-        with torch.inference_mode():
-            tensors = [tree.map_structure(torch.as_tensor, value) for value in inputs]
-            return getattr(self.module, what)(*tensors).numpy()
+    def doubt(self, obs: Tree) -> Array:
+        """How far its members are apart [N] in states [N, ...]."""
+        return self._ask(self.module.doubt, obs)
+
+    def danger(self, obs: Tree) -> Array:
+        """The probability [N] that its action is not the expert's."""
+        return self._ask(self.module.danger, obs)
+
+    def risk(self, obs: Tree, actions: Array) -> Array:
+        """The discounted probability [N] of failure after these actions [N, ...]."""
+        return self._ask(self.module.risk, obs, actions)
 
     def limits(self) -> dict[str, float]:
         """Those that the learner has set."""
         return self.module.limits()
+
+    def _ask(self, about: Callable[..., torch.Tensor], *inputs: Tree) -> Array:
+        with torch.inference_mode():
+            return about(*(tree.map_structure(torch.as_tensor, value) for value in inputs)).numpy()
 
 
 def actor(

@@ -13,8 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from actors.mixture import Controller, Turn
-from tutelage.errors import OracleError
-from tutelage.policy import difference
+from tutelage.policy import difference, unit_of
 from tutelage.protocols import Supervisor
 from tutelage.types import Array, TakeoverRule
 
@@ -26,11 +25,11 @@ class Safe:
     Only those states are labelled.
     """
 
-    action_space: gym.Space
+    unit: Array | None  # of differences between actions
     watches: bool = False
 
     def __call__(self, turn: Turn) -> Array:
-        return turn.judge("danger", turn.obs) > 0.5
+        return turn.judge.danger(turn.obs) > 0.5
 
 
 @dataclass
@@ -39,15 +38,15 @@ class Doubtful:
     2019, algorithm 2). Every state is labelled: the discrepancy rule needs the expert's action.
     """
 
-    action_space: gym.Space
+    unit: Array | None
     discrepancy: float  # τ
     doubt: float  # χ
     watches: bool = False
 
     def __call__(self, turn: Turn) -> Array:
         actions = turn.ask(np.ones(len(turn.began), bool))
-        far = difference(turn.novice, actions, self.action_space) > self.discrepancy
-        return far | (turn.judge("doubt", turn.obs) > self.doubt)
+        far = difference(turn.novice, actions, self.unit) > self.discrepancy
+        return far | (turn.judge.doubt(turn.obs) > self.doubt)
 
 
 @dataclass
@@ -55,23 +54,23 @@ class Thrifty:
     """ThriftyDAgger: the expert is called where the state is novel or the novice at risk, within a budget,
     and hands back when the novice would do about the same and is out of risk (Hoque et al., 2021, section 4).
 
-    The limits are quantiles that the learner sets. Only what the expert does is labelled.
+    The limits are quantiles that the learner sets. The step in which the expert hands back is still its own.
+    Only what it does is labelled.
     """
 
-    action_space: gym.Space
+    unit: Array | None
     watches: bool = False
-    _by_expert: Array | None = field(default=None, repr=False)  # [B] bool
+    _holds: Array | None = field(default=None, repr=False)  # [B] bool, the expert has been called
 
     def __call__(self, turn: Turn) -> Array:
         limits = turn.judge.limits()
-        risk = turn.judge("risk", turn.obs, turn.novice)
-        takes = (turn.judge("doubt", turn.obs) > limits["doubt"]) | (risk > limits["risk"])
-        if self._by_expert is not None:
-            held = self._by_expert & ~turn.began
-            near = difference(turn.novice, turn.ask(held), self.action_space) < limits["difference"]
-            takes = np.where(held, ~near | (risk > limits["calm"]), takes)
-        self._by_expert = takes
-        return takes
+        risk = turn.judge.risk(turn.obs, turn.novice)
+        held = np.zeros(len(risk), bool) if self._holds is None else self._holds & ~turn.began
+        calls = (turn.judge.doubt(turn.obs) > limits["doubt"]) | (risk > limits["risk"])
+        near = difference(turn.novice, turn.ask(held), self.unit) <= limits["difference"]
+        by_expert = held | calls
+        self._holds = np.where(held, ~near | (risk > limits["calm"]), calls)
+        return by_expert
 
 
 @dataclass
@@ -81,12 +80,11 @@ class HumanGated:
     Only what the expert does is labelled.
     """
 
-    action_space: gym.Space
+    unit: Array | None
     watches: bool = True
 
     def __call__(self, turn: Turn) -> Array:
-        if not isinstance(turn.oracle, Supervisor):
-            raise OracleError("this expert does not take over by itself; one that does is watching:WORD")
+        assert isinstance(turn.oracle, Supervisor)
         return turn.oracle.takes_over(turn.obs, turn.novice, turn.began)
 
 
@@ -100,4 +98,4 @@ RULES: Mapping[str, type] = {
 
 def controller_of(rule: TakeoverRule, action_space: gym.Space) -> Controller:
     """The controller that the rule names."""
-    return RULES[rule.name](action_space, **rule.settings)
+    return RULES[rule.name](unit_of(action_space), **rule.settings)

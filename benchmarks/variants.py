@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from services.report import iqm_ci95, plot
 
@@ -134,7 +133,7 @@ def main(
             if as_json:
                 print(json.dumps(asdict(lines[-1])), flush=True)
         if not as_json:
-            Console().print(f"{name}\n{markdown(lines)}\n", markup=False)
+            print(f"{name}\n\n{markdown(lines)}\n", flush=True)
         plot(sorted(runs.glob(f"{name}-*/seed-*")), runs / f"{name}.png")
 
 

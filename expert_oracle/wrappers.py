@@ -20,7 +20,7 @@ import tree
 from expert_oracle.loading import OracleSpec, SelfDescribing, described
 from tutelage.errors import ConfigError, OracleError
 from tutelage.plugins import did_you_mean
-from tutelage.policy import half_range_between
+from tutelage.policy import difference, half_range
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle
 from tutelage.types import Array, Tree
@@ -191,7 +191,7 @@ class Watching:
             )
         self.oracle, self.name = OracleSpec(oracle, arguments).build(), oracle
         self.tolerance, self.patience = tolerance, patience
-        self._half_range = _described_half_range(self.oracle, oracle)
+        self._unit = _described_unit(self.oracle, oracle)
         self._by_expert = np.zeros(0, bool)  # [N]
         self._steps = np.zeros(0, int)  # [N] for how many the novice has been on the other side
 
@@ -202,22 +202,19 @@ class Watching:
         if len(began) != len(self._by_expert):
             self._by_expert, self._steps = np.zeros(len(began), bool), np.zeros(len(began), int)
         self._by_expert = self._by_expert & ~began
-        far = self._difference(actions, np.asarray(self.oracle.act(obs))) > self.tolerance
+        own = np.asarray(self.oracle.act(obs))
+        far = difference(actions, own, None if _is_discrete(own) else self._unit) > self.tolerance
         self._steps = np.where(far != self._by_expert, np.where(began, 0, self._steps) + 1, 0)
         turns = self._steps >= self.patience
         self._by_expert = self._by_expert ^ turns
         self._steps[turns] = 0
         return self._by_expert.copy()
 
-    def _difference(self, a: Array, b: Array) -> Array:
-        apart = (a != b).astype(float) if _is_discrete(b) else ((a - b) / self._half_range) ** 2
-        return apart.reshape(len(apart), -1).mean(-1)
-
     def describe(self) -> pb.DescribeReply:
         return _description(self.oracle, f"watching:{self.name}")
 
 
-def _described_half_range(oracle: Oracle, name: str) -> Array:
+def _described_unit(oracle: Oracle, name: str) -> Array:
     """Half the width of the Box of actions that an expert describes; 1 where it describes none."""
     from tutelage import codec
 
@@ -225,7 +222,7 @@ def _described_half_range(oracle: Oracle, name: str) -> Array:
     box = None if said is None else said.action_space.box
     if box is None or not (box.HasField("low") and box.HasField("high")):
         return np.ones(())
-    return half_range_between(codec.decode_tensor(box.low), codec.decode_tensor(box.high))
+    return half_range(codec.decode_tensor(box.low), codec.decode_tensor(box.high))
 
 
 def _description(oracle: Oracle, name: str) -> pb.DescribeReply:

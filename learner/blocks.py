@@ -8,13 +8,14 @@ of the schema, beside a checksum of it and of all rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,25 @@ def with_tuples(structure: Tree) -> Tree:
     if isinstance(structure, Mapping):
         return {name: with_tuples(value) for name, value in structure.items()}
     return tuple(map(with_tuples, structure)) if isinstance(structure, list | tuple) else structure
+
+
+def append_note(path: Path, header: Header) -> None:
+    """Add what a block without rows would say, as a line; it is on the disk when this returns."""
+    with path.open("ab") as file:
+        torn = file.tell() and not path.read_bytes().endswith(b"\n")  # by a crash
+        file.write(b"\n" * bool(torn) + json.dumps({**asdict(header), "structure": {}}).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_notes(path: Path) -> list[Header]:
+    """The headers of such lines; one that a crash cut short is left out."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    headers = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            headers.append(Header(**json.loads(line)))
+    return headers
 
 
 def expected_rows(path: Path) -> str:

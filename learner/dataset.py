@@ -12,20 +12,31 @@ import fcntl
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tree
 
 from learner import shuffle
-from learner.blocks import Block, Column, Header, Moments, expected_rows, read_block, sync_folder, write_block
+from learner.blocks import (
+    Block,
+    Column,
+    Header,
+    Moments,
+    append_note,
+    expected_rows,
+    read_block,
+    read_notes,
+    sync_folder,
+    write_block,
+)
 from learner.columns import joined, leaves, rows_of_demonstrations, rows_of_rollout, structure_of
 from learner.shuffle import Reader
 from tutelage.errors import DatasetError
 from tutelage.plugins import did_you_mean
 from tutelage.types import Array, Demonstrations, Rollout, Tree
 
+UNLABELLED = "unlabelled.jsonl"  # rounds in which nobody was asked
 VERIFY_BYTES = 1 << 30  # of the newest blocks, compared with their checksum when a folder is opened
 
 
@@ -49,7 +60,7 @@ class Dataset:
         self._damaged: set[str] = set()
         self._blocks: tuple[Block, ...] = ()
         self._memory = shuffle.Memory()
-        self._unwritten: list[Header] = []  # of rollouts without a label
+        self._unlabelled: tuple[Header, ...] = ()
         self._open()
 
     def _open(self) -> None:
@@ -82,6 +93,7 @@ class Dataset:
         paths = [path for path in self._names() if path.name not in self._damaged]
         loaded = (known.get(path) or self._load_block(path, verify=path in verified) for path in paths)
         self._blocks = tuple(block for block in loaded if block is not None)
+        self._unlabelled = tuple(read_notes(self.path / UNLABELLED))
 
     def _load_block(self, path: Path, *, verify: bool) -> Block | None:
         try:
@@ -133,16 +145,16 @@ class Dataset:
         return sum(header.takeovers for header in self._headers())
 
     def _headers(self) -> list[Header]:
-        return [*(block.header for block in self._blocks), *self._unwritten]
+        return [*(block.header for block in self._blocks), *self._unlabelled]
 
     @property
     def rounds(self) -> int:
         """The largest round that is complete, plus one."""
-        return 1 + max((block.header.round for block in self._blocks), default=-1)
+        return 1 + max((header.round for header in self._headers()), default=-1)
 
     @property
     def keys(self) -> frozenset[str]:
-        return frozenset(block.header.key for block in self._blocks)
+        return frozenset(header.key for header in self._headers())
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -208,25 +220,25 @@ class Dataset:
         if not self.writable:
             raise DatasetError(f"the dataset in {self.path} is open for reading only")
         arrays = joined(header.structure, parts)
-        if not len(arrays["beta"]):  # nobody was asked; what it took counts with the next block
-            self._unwritten.append(header)
-            return 0
-        header = replace(
-            header,
-            steps=sum((other.steps for other in self._unwritten), header.steps),
-            attended=sum((other.attended for other in self._unwritten), header.attended),
-            takeovers=sum((other.takeovers for other in self._unwritten), header.takeovers),
-        )
         with self._locked():
             self._load()
             if header.key in self.keys:
                 return 0
+            if not len(arrays["beta"]):
+                self._note(header)
+                return 0
             if self._blocks:
                 arrays = self._like_stored(header.structure, arrays)
             block = write_block(self._next_path(), header, arrays)
-        self._unwritten.clear()
         self._blocks = (*self._blocks, block)
         return block.rows
+
+    def _note(self, header: Header) -> None:
+        """Keep what a round cost in which nobody was asked; it is on the disk when this returns."""
+        if not header.steps:
+            return
+        append_note(self.path / UNLABELLED, header)
+        self._unlabelled = (*self._unlabelled, header)
 
     def _next_path(self) -> Path:
         """A number never used before, by damaged blocks neither."""

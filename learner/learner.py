@@ -114,9 +114,8 @@ class MethodLearner(TorchLearner):
         """Learn from `rollouts`, and for dataset methods from all before them.
 
         `key` names the rollouts, so that they are stored once even if they are sent twice; `round` is the one
-        that they complete. Returns means over
-        the minibatches of what the method reports, `minibatches`, and `dataset`, `expert_labels` and
-        `dataset_steps` where there is a dataset.
+        that they complete. Returns means over the minibatches of what the method reports, `minibatches`, and
+        what a dataset counts where there is one.
         """
         self.before_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         self._weights_seq_no += 1
@@ -179,9 +178,13 @@ class MethodLearner(TorchLearner):
             return
         for rollout in fetched(rollouts):
             self.recent.add(rollout)
-        rng = np.random.default_rng([seed, 1])
+        if not len(self.recent):  # a resumed run that has not collected yet
+            yield from chunks
+            return
+        rng = np.random.default_rng([seed, 1, self._rank()])
         for minibatch in chunks:
             yield {**minibatch, "recent": self._recently(len(minibatch["actions"]), rng)}
+        rng = np.random.default_rng([seed, 2])  # the same for all learners
         with torch.no_grad():
             sample = each(self.tensor, dataset.sample(SETTLING_ROWS, rng))
             self.method.settle(self.policy, {**sample, "recent": self._recently(SETTLING_ROWS, rng)})

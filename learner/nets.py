@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learner.judgement import LIMITS, SelfJudgement
 from learner.losses import Params
+from learner.mlp import ACTIVATIONS, EnsembleMLP, mlp, to_numpy
 from tutelage.errors import ConfigError
 from tutelage.plugins import did_you_mean
-from tutelage.policy import Distribution, MLPPolicy, distribution_of, half_range_between, mode
+from tutelage.policy import Distribution, MLPPolicy, distribution_of, mode
 from tutelage.types import Tree
 
 DEFAULTS: Mapping[str, Any] = {
@@ -39,9 +40,6 @@ DEFAULTS: Mapping[str, Any] = {
 }
 OF_METHODS = ("value", "danger", "risk")
 """What only methods set."""
-LIMITS = ("doubt", "risk", "difference", "calm")
-"""By which ThriftyDAgger's expert takes over and hands back."""
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 OBS_CLIP = 10.0
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -102,61 +100,6 @@ class ObservationNorm(nn.Module):
         delta = mean - self.mean
         merged = (self.var.double() * old + var * n + delta**2 * old * n / total) / total
         self.set(total, self.mean + delta * n / total, merged)
-
-
-def mlp(sizes: Sequence[int], activation: str, *, output_gain: float) -> nn.Sequential:
-    """Linear layers with `activation` between them, orthogonal weights, zero biases."""
-    layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-        last = i == len(sizes) - 2
-        linear = nn.Linear(n_in, n_out)
-        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5)
-        nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
-
-
-class EnsembleMLP(nn.Module):
-    """M MLPs as one: features [N, in], or [M, N, in] of each its own, to outputs [M, N, out]."""
-
-    def __init__(self, members: int, sizes: Sequence[int], activation: str, *, output_gain: float) -> None:
-        super().__init__()
-        each = [mlp(sizes, activation, output_gain=output_gain) for _ in range(members)]
-        layers = [[layer for layer in member if isinstance(layer, nn.Linear)] for member in each]
-        self.weights = nn.ParameterList(
-            torch.stack([layer.weight.detach().T for layer in same]) for same in zip(*layers, strict=True)
-        )  # each [M, in, out]
-        self.biases = nn.ParameterList(
-            torch.stack([layer.bias.detach()[None] for layer in same]) for same in zip(*layers, strict=True)
-        )  # each [M, 1, out]
-        self.activate = ACTIVATIONS[activation]()
-        self.members = members
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.expand(self.members, *x.shape[-2:])
-        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(b, self.activate(x) if i else x, W)
-        return x
-
-    def as_one(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Weights [in, out] and biases [out] of one MLP that gives the members' mean."""
-        W, b = [to_numpy(w) for w in self.weights], [to_numpy(b)[:, 0] for b in self.biases]
-        if len(W) == 1:
-            return [W[0].mean(0)], [b[0].mean(0)]
-        weights = [
-            np.concatenate(W[0], axis=1),
-            *map(block_diagonal, W[1:-1]),
-            np.concatenate(W[-1]) / self.members,
-        ]
-        return weights, [*(part.reshape(-1) for part in b[:-1]), b[-1].mean(0)]
-
-
-def block_diagonal(blocks: np.ndarray) -> np.ndarray:
-    """Blocks [M, m, n] along the diagonal of one matrix [M m, M n]."""
-    M, m, n = blocks.shape
-    out = np.zeros((M, m, M, n), blocks.dtype)
-    out[range(M), :, range(M)] = blocks
-    return out.reshape(M * m, M * n)
 
 
 def is_flat(space: gym.Space) -> bool:
@@ -232,15 +175,13 @@ def leaf_spaces(space: gym.Space) -> list[gym.Space]:
     return [space]
 
 
-class PolicyModule(TorchRLModule, InferenceOnlyAPI):
+class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
     """A policy and, where a method needs one, a value function of their own encoders.
 
     `policy(obs)` are distribution parameters, `value(obs)` is [N], `policy_and_value(obs)` are both for less.
     With several members the policy is their mean; `members(obs)` are the parameters of each, and `doubt(obs)`
     is how far they are apart. `danger` and `risk` are there for the methods that train them.
     """
-
-    limits_of: Tensor
 
     def setup(self) -> None:
         config = model_config(self.model_config or {})
@@ -301,81 +242,6 @@ class PolicyModule(TorchRLModule, InferenceOnlyAPI):
         x = self.pi(self.encoder(obs))
         return self._with_std(x if isinstance(self.pi, EnsembleMLP) else x[None])
 
-    # What the policy thinks of itself
-
-    def doubt(self, obs: Tree) -> Tensor:
-        """How far the members are apart [N]: the variance of their actions, averaged over the components, in
-        half ranges of a Box; of other spaces the variance of the probabilities, summed."""
-        params = self.members(obs)
-        if isinstance(params, tuple):
-            return (params[0] / self._half_range()).var(0, correction=0).mean(-1)
-        return self._probabilities(params).var(0, correction=0).sum(-1)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        if self.distribution == "bernoulli":
-            return logits.sigmoid()
-        parts = logits.split(list(self.nvec), dim=-1) if self.nvec else (logits,)
-        return torch.cat([part.softmax(-1) for part in parts], dim=-1)
-
-    def _half_range(self) -> Tensor:
-        space: Any = self.action_space
-        half = torch.as_tensor(half_range_between(space.low, space.high))
-        return half.to(next(self.parameters()).device)
-
-    def difference(self, actions: Tensor, others: Tensor) -> Tensor:
-        """How far actions [N, ...] are apart [N], as `tutelage.policy.difference`."""
-        if isinstance(self.action_space, gym.spaces.Box):
-            apart = ((actions - others) / self._half_range()).square()
-        else:
-            apart = (actions != others).float()
-        return apart.flatten(1).mean(-1) if apart.ndim > 1 else apart
-
-    def actions(self, obs: Tree) -> Tensor:
-        """The most likely actions [N, ...]; those of a Box within its bounds."""
-        params = self.policy(obs)
-        if isinstance(params, tuple):
-            space: Any = self.action_space
-            low, high = (torch.as_tensor(bound, device=params[0].device) for bound in (space.low, space.high))
-            return params[0].clamp(low, high)
-        if self.distribution == "bernoulli":
-            return (params > 0).to(torch.int8)
-        parts = params.split(list(self.nvec), dim=-1) if self.nvec else (params,)
-        chosen = torch.stack([part.argmax(-1) for part in parts], dim=-1)
-        return chosen if self.nvec else chosen[:, 0]
-
-    def danger_logits(self, obs: Tree) -> Tensor:
-        """Log-odds [N] that the policy's action is not the expert's; the encoder is not trained by it."""
-        return self.danger_net(self.encoder(obs).detach()).squeeze(-1)
-
-    def danger(self, obs: Tree) -> Tensor:
-        """Their probability [N]."""
-        return self.danger_logits(obs).sigmoid()
-
-    def risk_logits(self, obs: Tree, actions: Tensor) -> Tensor:
-        """Log-odds [N] of failure after `actions` [N, ...]; the encoder is not trained by it."""
-        if isinstance(self.action_space, gym.spaces.Box):
-            flat = (actions / self._half_range()).clamp(-1, 1)
-        elif self.distribution == "bernoulli":
-            flat = actions.float()
-        else:
-            columns = actions.long().unbind(-1) if self.nvec else (actions.long(),)
-            sizes = self.nvec or (int(self.action_space.n),)  # type: ignore[attr-defined]
-            flat = torch.cat([F.one_hot(a, n) for a, n in zip(columns, sizes, strict=True)], dim=-1).float()
-        return self.risk_net(torch.cat([self.encoder(obs).detach(), flat], dim=-1)).squeeze(-1)
-
-    def risk(self, obs: Tree, actions: Tensor) -> Tensor:
-        """Discounted probability of failure [N]."""
-        return self.risk_logits(obs, actions).sigmoid()
-
-    def limits(self) -> dict[str, float]:
-        """What `set_limits` set; infinite before."""
-        return dict(zip(LIMITS, self.limits_of.tolist(), strict=True))
-
-    @torch.no_grad()
-    def set_limits(self, **limits: Tensor) -> None:
-        """Those of `LIMITS`."""
-        self.limits_of.copy_(torch.stack([limits[name] for name in LIMITS]))
-
     def value(self, obs: Tree) -> Tensor:
         """State values [N]."""
         encoder = self.encoder if self.value_encoder is None else self.value_encoder
@@ -428,10 +294,6 @@ def joined(params: Params) -> Tensor:
         return params
     mean, log_std = params
     return torch.cat([mean, log_std.expand_as(mean)], dim=-1)
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy().copy()
 
 
 class ModulePolicy:

@@ -21,6 +21,7 @@ from services.run_directory import RunDirectory
 from services.sections import OURS, RLLIB, check_number, positive, whole
 from services.trainer import TrainerConfig
 from tutelage.errors import ConfigError, DatasetError
+from tutelage.protocols import Oracle, Supervisor
 from tutelage.types import Demonstrations, Tree
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -139,14 +140,24 @@ def preflight(sections: Sections) -> TrainerConfig:
         if demonstrations := config.demonstrations():
             check_demonstrations(demonstrations, env)
         if config.oracle_spec is not None:
-            expert = checked(
-                config.oracle_spec.build(), env.observation_space, env.action_space, config.oracle_spec.oracle
-            )
-            expert.act(batch_of_one(obs))
+            expert = config.oracle_spec.build()
+            check_expert(expert, env, obs, config)
             close(expert)
     finally:
         env.close()
     return config
+
+
+def check_expert(expert: Oracle, env: gym.Env, obs: Tree, config: TrainerConfig) -> None:
+    """Ask about one state. Raises OracleError or ConfigError for an expert that this run has no use for."""
+    word = config.oracle_spec.oracle if config.oracle_spec else ""
+    method = config.learning_method
+    if method is not None and method.needs_supervisor and not isinstance(expert, Supervisor):
+        raise ConfigError(
+            f"expert.oracle: {config.method_name} needs an expert that takes over by itself, and {word} does "
+            f"not; for experiments there is watching:{word}"
+        )
+    checked(expert, env.observation_space, env.action_space, word).act(batch_of_one(obs))
 
 
 def check_reachable(stop: Stop, run: RunSettings, config: TrainerConfig) -> None:

@@ -207,8 +207,7 @@ class TrainerConfig(AlgorithmConfig):
             raise ConfigError("method.name is missing; known methods: see `tutelage train --help`")
         if self.env is None:
             raise ConfigError("environment.env is missing, e.g. environment.env=CartPole-v1")
-        if self.learning_method.asks and self.oracle_spec is None and not self.demonstrations():
-            raise ConfigError(f"method {self.method_name} needs an expert; set expert.oracle")
+        self._check_expert(self.learning_method)
         if self.asynchronous and self.num_env_runners == 0 and not self.in_evaluation:
             raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
         if not self.in_evaluation:  # where RLlib itself sets some
@@ -223,6 +222,16 @@ class TrainerConfig(AlgorithmConfig):
                 )
         model_config(self.model_config or {})
         super().validate()
+
+    def _check_expert(self, method: Method) -> None:
+        """Raise ConfigError for a method that has nobody to learn from."""
+        if method.asks and self.oracle_spec is None and not self.demonstrations():
+            raise ConfigError(f"method {self.method_name} needs an expert; set expert.oracle")
+        ruled = method.rule_at(2**31) is not None
+        if ruled and self.oracle_spec is None:
+            raise ConfigError(f"method {self.method_name} needs an expert that acts; set expert.oracle")
+        if ruled and self.in_halves:
+            raise ConfigError("collection.in_halves is for the β-mixture; this method has a rule of its own")
 
 
 class Trainer(Algorithm):

@@ -1,6 +1,6 @@
 """Who acts: the rules by which an expert takes over, what they label, and the methods that go by them."""
 
-import time
+import threading
 from typing import Any
 
 import gymnasium as gym
@@ -10,13 +10,14 @@ import torch
 import tree
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from actors.collect import Collector
+from actors.collect import Collector, CutShort, label
 from actors.forward import Judge, forward_of
 from actors.takeover import RULES, controller_of
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from learner.columns import rows_of_rollout
 from learner.dataset import Dataset
 from learner.methods import make_method
+from learner.methods.safe_dagger import fractions
 from learner.nets import PolicyModule
 from learner.recent import Recent, transitions
 from services.trainer import result_seeds
@@ -24,7 +25,7 @@ from tests.test_collect import COUNTING, Ones, zeros
 from tests.test_nets import observations
 from tests.test_trainer import built, cartpole  # noqa: F401
 from tutelage.errors import ConfigError, OracleError
-from tutelage.policy import difference
+from tutelage.policy import difference, unit_of
 from tutelage.types import EnvRecipe, TakeoverRule
 
 METHODS = ["safe_dagger", "ensemble_dagger", "thrifty_dagger", "hg_dagger"]
@@ -34,18 +35,33 @@ SPACES = [Box(-2, 2, (3,), np.float32), Discrete(4), MultiDiscrete([3, 2]), Mult
 class Module:
     """A novice whose thoughts are functions of the number of steps that an episode has lasted."""
 
-    def __init__(self, **thoughts):
+    def __init__(self, bounds, **thoughts):
+        self.bounds = bounds
         for name, thought in thoughts.items():
             setattr(self, name, lambda obs, *_, thought=thought: thought(obs["steps"][:, 0]))
 
     def limits(self):
-        return {"doubt": 0.5, "risk": 0.5, "difference": 0.5, "calm": 0.5}
+        return self.bounds
 
 
-def collected(rule, steps=12, *, length=30, envs=3, oracle: Any = None, act=zeros, settings=None, **thoughts):
+LIMITS = {"doubt": 0.5, "risk": 0.5, "difference": 0.5, "calm": 0.5}
+
+
+def collected(
+    rule,
+    steps=12,
+    *,
+    length=30,
+    envs=3,
+    oracle: Any = None,
+    act=zeros,
+    settings=None,
+    limits=LIMITS,
+    **thoughts,
+):
     c = Collector(EnvRecipe(COUNTING, kwargs={"length": length}), envs, reproducible=True)
     oracle = oracle or Ones()
-    judge = Judge(Module(**thoughts))
+    judge = Judge(Module(limits, **thoughts))
     return c.collect(act, steps, rule=TakeoverRule(rule, settings or {}), oracle=oracle, judge=judge)
 
 
@@ -83,8 +99,85 @@ def test_the_thrifty_rule_holds_on_until_the_novice_agrees_and_is_calm():
 
     rollout = collected("thrifty", doubt=between(3, 4), risk=between(5, 8), act=act)
     assert rollout.by_expert is not None
-    assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [3, 4, 5, 6, 7]
-    assert np.flatnonzero(rollout.labelled()[:, 0]).tolist() == [3, 4, 5, 6, 7, 8]  # 8: it looked and let go
+    assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [3, 4, 5, 6, 7, 8]  # in 8 it sees that it may go
+    np.testing.assert_array_equal(rollout.labelled(), rollout.by_expert)
+
+
+def test_a_novice_that_is_always_right_is_let_go_at_once():
+    limits = {"doubt": 0.5, "risk": 0.5, "difference": 0.0, "calm": 0.5}
+    rollout = collected("thrifty", doubt=between(3, 4), risk=between(50, 60), act=Ones().act, limits=limits)
+    assert rollout.by_expert is not None
+    assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [3, 4]
+
+
+def test_rules_compare_what_would_be_executed():
+    kwargs = {"action_space": Box(-1, 1, (2,), np.float32)}
+    c = Collector(EnvRecipe("tests.environments_for_tests:Spaces-v0", kwargs=kwargs), 3, reproducible=True)
+    rollout = c.collect(
+        lambda obs: np.full((3, 2), 1.5, np.float32), 5,
+        rule=TakeoverRule("doubtful", {"discrepancy": 0.1, "doubt": 0.5}),
+        oracle=FunctionOracle(lambda obs: np.ones((len(obs), 2), np.float32)),
+        judge=Judge(Bold()),
+    )  # fmt: skip
+    assert rollout.by_expert is not None
+    assert not rollout.by_expert.any()
+    np.testing.assert_array_equal(rollout.actions, 1.5)
+
+
+class Bold:
+    def doubt(self, obs):
+        return torch.zeros(len(obs))
+
+
+@pytest.mark.parametrize("backend", ["sync", "vector_entry_point"])
+def test_rows_that_reset_are_nobodys_turn(backend):
+    class First(Ones):
+        def takes_over(self, obs, actions, began):
+            return began
+
+    recipe = EnvRecipe("CartPole-v1", backend=backend)
+    c = Collector(recipe, 3, reproducible=True)
+    parts = [
+        c.collect(zeros, 25, rule=TakeoverRule("human_gated"), oracle=(oracle := First())) for _ in range(3)
+    ]
+    for part in parts:
+        assert part.by_expert is not None
+        started = sorted(zip(part.episodes.start.tolist(), part.episodes.slot.tolist(), strict=True))
+        began = [(t, b) for (t, b), offset in zip(started, sorted_offsets(part), strict=True) if not offset]
+        assert sorted(zip(*map(list, np.nonzero(part.by_expert)), strict=True)) == began
+        assert part.valid is None or part.valid[part.by_expert].all()
+    assert sum(map(len, oracle.asked)) == parts[-1].labels()
+
+
+def sorted_offsets(rollout):
+    episodes = rollout.episodes
+    return episodes.offset[np.lexsort((episodes.slot, episodes.start))]
+
+
+@pytest.mark.parametrize("in_halves", [False, True])
+def test_answers_given_before_an_expert_fails_are_kept(in_halves):
+    c = Collector(EnvRecipe(COUNTING, kwargs={"length": 4}), 4, reproducible=True, in_halves=in_halves)
+    with pytest.raises(CutShort, match="gone") as info:
+        c.collect(zeros, 20, beta=1.0, oracle=Ones(fail_at=22 if in_halves else 11))
+    cut = info.value.rollout
+    assert cut.shape in {(10, 4), (11, 4)}
+    assert cut.labels() == cut.env_steps()
+    assert len(cut.final_t) == 2 * 4
+    whole = Collector(EnvRecipe(COUNTING, kwargs={"length": 4}), 4, reproducible=True).collect(
+        zeros, cut.shape[0], beta=1.0, oracle=Ones()
+    )
+    for name in ("obs", "final_obs", "expert_actions"):
+        tree.map_structure(np.testing.assert_array_equal, getattr(whole, name), getattr(cut, name))
+    np.testing.assert_array_equal(whole.episodes.seed, cut.episodes.seed)
+
+
+def test_labels_given_before_an_expert_fails_are_kept():
+    c = Collector(EnvRecipe(COUNTING), 4, reproducible=True)
+    rollout = c.collect(zeros, 10)
+    with pytest.raises(CutShort) as info:
+        label(rollout, Ones(fail_at=2), c.envs.action_space, batch=9)
+    assert info.value.rollout.labels() == 18
+    assert len(rows_of_rollout(info.value.rollout)["reward"]) == 18
 
 
 def test_a_new_episode_begins_with_the_novice():
@@ -129,8 +222,8 @@ def test_an_expert_that_watches_waits_before_it_takes_over_and_before_it_hands_b
 def test_differences_are_in_half_ranges():
     space = Box(-2, 2, (2,), np.float32)
     a, b = np.array([[0, 2], [1, 1]], np.float32), np.array([[0, 0], [1, 1]], np.float32)
-    np.testing.assert_allclose(difference(a, b, space), [0.5, 0])
-    assert difference(np.array([1, 2]), np.array([1, 0]), Discrete(3)).tolist() == [0, 1]
+    np.testing.assert_allclose(difference(a, b, unit_of(space)), [0.5, 0])
+    assert difference(np.array([1, 2]), np.array([1, 0]), unit_of(Discrete(3))).tolist() == [0, 1]
     module = made(space)
     np.testing.assert_allclose(module.difference(torch.tensor(a), torch.tensor(b)).numpy(), [0.5, 0])
 
@@ -141,11 +234,15 @@ def test_differences_are_in_half_ranges():
 def test_what_the_expert_was_not_asked_is_no_row_and_counts_with_the_next(tmp_path):
     dataset = Dataset(tmp_path)
     nothing = collected("safe", danger=between(50, 60))
-    assert dataset.append([nothing], key="0") == 0
-    assert dataset.steps == 36
+    assert dataset.append([nothing], key="0") == dataset.append([nothing], key="0") == 0
+    assert dataset.steps == Dataset(tmp_path).steps == 36
+    with (tmp_path / "unlabelled.jsonl").open("a") as file:
+        file.write('{"key": "torn')
     assert dataset.append([collected("safe", danger=between(4, 7))], key="1") == 9
+    assert dataset.append([nothing], key="2") == 0
     again = Dataset(tmp_path)
-    assert (len(again), again.labels, again.steps, again.takeovers, again.attended) == (9, 9, 72, 3, 9)
+    assert again.keys == {"0", "1", "2"}
+    assert (len(again), again.labels, again.steps, again.takeovers, again.attended) == (9, 9, 108, 3, 9)
 
 
 def test_recent_transitions_lead_to_where_they_led(tmp_path):
@@ -194,7 +291,7 @@ def test_doubt_danger_and_risk_are_of_each_state(space):
     actions = module.actions(obs).detach()
     assert all(space.contains(action) for action in actions.numpy().astype(space.dtype))
     for name, inputs in {"doubt": (obs,), "danger": (obs,), "risk": (obs, actions)}.items():
-        thought = Judge(module)(name, *(x.numpy() for x in inputs))
+        thought = getattr(Judge(module), name)(*(x.numpy() for x in inputs))
         assert thought.shape == (9,)
         assert ((thought >= 0) & (thought <= 1)).all() or name == "doubt"
     assert module.limits()["doubt"] == np.inf
@@ -233,26 +330,21 @@ def test_asking_in_halves_gives_the_same_rollout():
 
 
 def test_one_half_is_stepped_while_the_expert_thinks_about_the_other():
-    stepping: list[bool] = []
+    """The expert answers about one half only once the other has been stepped: in turns that would hang."""
+    stepped = threading.Semaphore(2)  # both first questions are answered at once
     c = Collector(EnvRecipe(COUNTING, kwargs={"length": 99}), 4, reproducible=True, in_halves=True)
-    step, busy = c.envs.step, [False]
+    step = c.envs.step
 
     def noted(*arguments, **settings):
-        busy[0] = True
-        try:
-            time.sleep(0.01)
-            return step(*arguments, **settings)
-        finally:
-            busy[0] = False
+        stepped.release()
+        return step(*arguments, **settings)
 
     def act(obs):
-        time.sleep(0.005)
-        stepping.append(busy[0])
+        assert stepped.acquire(timeout=10)
         return np.ones(len(obs["steps"]), np.int64)
 
     c.envs.step = noted  # type: ignore[method-assign]
-    c.collect(zeros, 10, beta=1.0, oracle=FunctionOracle(act))
-    assert sum(stepping) >= 10
+    assert c.collect(zeros, 10, beta=1.0, oracle=FunctionOracle(act)).labels() == 40
 
 
 def test_halves_that_cannot_be_are_refused():
@@ -299,3 +391,25 @@ def test_each_learns_cartpole_and_counts_what_it_asked(tmp_path, built, method):
 def test_settings_out_of_range_are_refused(method, settings, message):
     with pytest.raises(ConfigError, match=message):
         make_method(method, settings)
+
+
+def test_an_observation_is_held_out_for_ever_or_never():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 255, (2000, 8, 8, 3), np.uint8))
+    for obs in (images, images.float(), torch.randn(2000, 4), torch.randint(0, 10_000, (2000,))):
+        held_out = fractions({"a": obs}) < 0.1
+        assert 0.05 < held_out.double().mean() < 0.15
+        np.testing.assert_array_equal(held_out[5:9], fractions({"a": obs[5:9]}) < 0.1)
+
+
+@pytest.mark.parametrize("low", [0.0, 10.0, -np.inf])
+def test_the_critic_sees_actions_of_any_box(low):
+    module = made(Box(low, low + 10 if np.isfinite(low) else np.inf, (1,), np.float64), risk=True)
+    obs, actions = (
+        torch.zeros(3, 5),
+        torch.tensor([[low + 1], [low + 5], [low + 9]])
+        if np.isfinite(low)
+        else torch.tensor([[-3.0], [0.5], [4.0]]),
+    )
+    assert len(set(module.risk(obs, actions).tolist())) == 3
+    assert module.actions(obs).dtype == torch.float32

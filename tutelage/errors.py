@@ -19,3 +19,7 @@ class TrainingError(TutelageError):
 
 class DatasetError(TutelageError):
     """Data on disk, or offered for it, that cannot be used."""
+
+
+class ServiceError(TutelageError):
+    """A service or its store that cannot start, or cannot be reached."""

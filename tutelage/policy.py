@@ -159,17 +159,21 @@ def distribution_of(action_space: Any) -> tuple[Distribution, tuple[int, ...]]:
     )
 
 
-def half_range_between(low: Array, high: Array) -> Array:
+def half_range(low: Array, high: Array) -> Array:
     """Half the width [D] float32 of a Box's bounds, 1 where it has none: a unit for differences."""
     half = (np.asarray(high, np.float64) - low) / 2
     return np.where(np.isfinite(half) & (half > 0), half, 1.0).astype(np.float32)
 
 
-def difference(a: Array, b: Array, action_space: Any) -> Array:
-    """How far actions [N, ...] are apart [N]: the mean squared difference of their components in half ranges
-    of a Box, the share of components that differ of all others."""
-    if type(action_space).__name__ == "Box":
-        apart = ((a - b) / half_range_between(action_space.low, action_space.high)) ** 2
-    else:
-        apart = (a != b).astype(np.float32)
+def difference(actions: Array, others: Array, unit: Array | None) -> Array:
+    """How far actions [N, ...] are apart [N]: the mean squared difference of their components in `unit`s, the
+    half range of a Box; the share of components that differ where there is none (None)."""
+    apart = actions != others if unit is None else ((actions - others) / unit) ** 2
     return apart.reshape(len(apart), -1).mean(-1)
+
+
+def unit_of(action_space: Any) -> Array | None:
+    """The unit of `difference` for a gymnasium action space."""
+    if type(action_space).__name__ != "Box":
+        return None
+    return half_range(action_space.low, action_space.high)

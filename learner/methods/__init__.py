@@ -46,6 +46,6 @@ def check_ranges(cls: type[Method], settings: Mapping[str, Any]) -> None:
     }
     for name, (least, greatest) in ranges.items():
         value = settings.get(name, least)
-        if not least <= value <= greatest:
+        if not (isinstance(value, int | float) and least <= value <= greatest):
             limits = f"of at least {least}" if greatest == math.inf else f"from {least} to {greatest}"
             raise ConfigError(f"method.{name}: expected a number {limits}, got {value!r}")

@@ -78,6 +78,7 @@ class Method:
     needs_value: ClassVar[bool] = False
     training: ClassVar[Mapping[str, Any]] = {}  # vetted defaults of the section `training`
     model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
+    needs_supervisor: ClassVar[bool] = False  # an expert that takes over by itself
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest values of settings
     recent_rows: ClassVar[int] = 0  # newest transitions to keep; minibatches of D then have a "recent" one
 

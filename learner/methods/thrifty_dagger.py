@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch.nn import functional as F
 
 from learner.methods._base import Columns, Policy
 from learner.methods._takeover import ENSEMBLE, EnsembleTakeover
+from tutelage.errors import ConfigError
+
+Failure = Literal["terminated", "punished"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,18 @@ class ThriftyDAgger(EnsembleTakeover):
 
     budget: float = 0.1  # share of the visited states in which the expert is called
     gamma: float = 0.97  # discount of failures to come
-    failure: Literal["terminated", "punished"] = "terminated"  # punished: by a negative reward at the end
+    failure: Failure = "terminated"  # punished: by a negative reward at the end
+
+    def __post_init__(self) -> None:
+        if self.failure not in get_args(Failure):
+            raise ConfigError(
+                f"method.failure: {self.failure!r} is not one of {', '.join(get_args(Failure))}"
+            )
 
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
         nll, figures = super().loss(policy, minibatch)
+        if "recent" not in minibatch:  # a resumed run before it has collected
+            return nll, figures
         risk = self.risk_loss(policy, minibatch["recent"])
         return nll + risk, {**figures, "risk_loss": risk.detach()}
 
