@@ -1,0 +1,286 @@
+#!lua name=tutelage_queue_1
+
+-- The labeler's queue: every change of it is one of these functions, so that none is ever half made.
+-- `services.labeler.queue` says what they are for. KEYS[1] is the prefix of all keys, in one {hash tag}.
+--
+--   :query:ID     hash     kind body gold member score wanted answered leased broken state only never
+--   :with:ID      hash     annotator -> "lease", "answer:EVENT", "skip"
+--   :open         zset     what can be leased, best first; the member ends in ID
+--   :leases       zset     "ID\nANNOTATOR" -> when it ends, in ms
+--   :held:WHO     set      what an annotator has leased
+--   :answers      stream   answers and undone ones, in the order in which they were made
+--   :finished     zset     ID -> when it was done: its body is dropped a while later
+--   :dead         hash     ID -> why
+--   :counts       hash     totals
+--   :banned       set
+--   :paused       string
+
+local KEEP_BODY_MS = 600000  -- an answer may be undone meanwhile
+local SCANNED = 2000         -- open queries that are looked at for one lease
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function query_key(p, id) return p .. ':query:' .. id end
+local function with_key(p, id) return p .. ':with:' .. id end
+local function count(p, what, by) redis.call('HINCRBY', p .. ':counts', what, by or 1) end
+
+local function numbers(p, id)
+  local got = redis.call('HMGET', query_key(p, id), 'wanted', 'answered', 'leased')
+  return tonumber(got[1]), tonumber(got[2]), tonumber(got[3])
+end
+
+-- In the index exactly while it is open and somebody could still take it.
+local function index(p, id)
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'member', 'score')
+  local wanted, answered, leased = numbers(p, id)
+  if got[1] == 'open' and wanted > answered + leased then
+    redis.call('ZADD', p .. ':open', got[3], got[2])
+  else
+    redis.call('ZREM', p .. ':open', got[2])
+  end
+end
+
+local function take_lease(p, id, who, until_ms)
+  redis.call('ZADD', p .. ':leases', until_ms, id .. '\n' .. who)
+  redis.call('HSET', with_key(p, id), who, 'lease')
+  redis.call('SADD', p .. ':held:' .. who, id)
+  redis.call('HINCRBY', query_key(p, id), 'leased', 1)
+end
+
+local function drop_lease(p, id, who)
+  redis.call('ZREM', p .. ':leases', id .. '\n' .. who)
+  redis.call('HDEL', with_key(p, id), who)
+  redis.call('SREM', p .. ':held:' .. who, id)
+  redis.call('HINCRBY', query_key(p, id), 'leased', -1)
+end
+
+local function expire(p, now)
+  local late = redis.call('ZRANGE', p .. ':leases', '-inf', now, 'BYSCORE', 'LIMIT', 0, 200)
+  for _, entry in ipairs(late) do
+    local at = string.find(entry, '\n', 1, true)
+    local id, who = string.sub(entry, 1, at - 1), string.sub(entry, at + 1)
+    drop_lease(p, id, who)
+    index(p, id)
+    count(p, 'expired')
+  end
+  local old = redis.call('ZRANGE', p .. ':finished', '-inf', now - KEEP_BODY_MS, 'BYSCORE', 'LIMIT', 0, 200)
+  for _, id in ipairs(old) do
+    redis.call('HDEL', query_key(p, id), 'body')
+    redis.call('ZREM', p .. ':finished', id)
+  end
+  return #late
+end
+
+local function among(names, who)  -- names are "\nANNA\nBERT\n"
+  return string.find(names, '\n' .. who .. '\n', 1, true) ~= nil
+end
+
+local function may_take(p, id, who, kinds)
+  local got = redis.call('HMGET', query_key(p, id), 'kind', 'only', 'never')
+  if next(kinds) and not kinds[got[1]] then return false end
+  if got[2] ~= '' and not among(got[2], who) then return false end
+  if got[3] ~= '' and among(got[3], who) then return false end
+  return redis.call('HEXISTS', with_key(p, id), who) == 0
+end
+
+local function shown(p, id, who)
+  local got = redis.call('HMGET', query_key(p, id), 'kind', 'body')
+  return {id, got[1], got[2], redis.call('ZSCORE', p .. ':leases', id .. '\n' .. who)}
+end
+
+-- ID KIND BODY SCORE WANTED ONLY NEVER GOLD -> 1, or 0 where it is there already
+local function submit(keys, args)
+  local p, id = keys[1], args[1]
+  if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
+  local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
+  redis.call('HSET', query_key(p, id), 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5],
+    'only', args[6], 'never', args[7], 'gold', args[8], 'member', member, 'answered', 0, 'leased', 0,
+    'broken', 0, 'state', 'open')
+  redis.call('ZADD', p .. ':open', args[4], member)
+  return 1
+end
+
+-- WHO TTL_MS N [KIND...] -> what WHO has leased then, at most N, each {ID, KIND, BODY, end of the lease}
+local function lease(keys, args)
+  local p, who, ttl, n = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
+  local now = now_ms()
+  expire(p, now)
+  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return redis.error_reply('BANNED') end
+  if redis.call('EXISTS', p .. ':paused') == 1 then return {} end
+  local kinds, taken = {}, {}
+  for i = 4, #args do kinds[args[i]] = true end
+  for _, id in ipairs(redis.call('SMEMBERS', p .. ':held:' .. who)) do
+    local kind = redis.call('HGET', query_key(p, id), 'kind')
+    if #taken < n and (not next(kinds) or kinds[kind]) then
+      redis.call('ZADD', p .. ':leases', now + ttl, id .. '\n' .. who)
+      taken[#taken + 1] = shown(p, id, who)
+    end
+  end
+  local from = 0
+  while #taken < n and from < SCANNED do
+    local page = redis.call('ZRANGE', p .. ':open', from, from + 63)
+    if #page == 0 then break end
+    from = from + #page
+    for _, member in ipairs(page) do
+      local id = string.sub(member, 16)
+      if #taken < n and may_take(p, id, who, kinds) then
+        take_lease(p, id, who, now + ttl)
+        index(p, id)
+        if not redis.call('ZSCORE', p .. ':open', member) then from = from - 1 end
+        taken[#taken + 1] = shown(p, id, who)
+      end
+    end
+  end
+  return taken
+end
+
+-- WHO TTL_MS ID... -> those of them that WHO still has
+local function beat(keys, args)
+  local p, who, ends, kept = keys[1], args[1], now_ms() + tonumber(args[2]), {}
+  for i = 3, #args do
+    if redis.call('ZADD', p .. ':leases', 'XX', 'CH', ends, args[i] .. '\n' .. who) == 1
+      or redis.call('ZSCORE', p .. ':leases', args[i] .. '\n' .. who) then
+      kept[#kept + 1] = args[i]
+    end
+  end
+  return kept
+end
+
+-- ID WHO BODY -> {"accepted" | "duplicate" | "lost" | "unknown", EVENT}
+local function answer(keys, args)
+  local p, id, who = keys[1], args[1], args[2]
+  local state = redis.call('HGET', query_key(p, id), 'state')
+  if not state then return {'unknown', ''} end
+  local with = redis.call('HGET', with_key(p, id), who)
+  if with and string.sub(with, 1, 7) == 'answer:' then
+    count(p, 'duplicates')
+    return {'duplicate', string.sub(with, 8)}
+  end
+  if with == 'lease' then
+    drop_lease(p, id, who)
+  else  -- the lease has ended: it counts if nobody else has the question instead
+    local wanted, answered, leased = numbers(p, id)
+    if state ~= 'open' or wanted <= answered + leased then
+      count(p, 'lost')
+      return {'lost', ''}
+    end
+  end
+  local got = redis.call('HMGET', query_key(p, id), 'kind', 'gold')
+  local event = redis.call('XADD', p .. ':answers', '*', 'type', 'answer', 'id', id, 'kind', got[1],
+    'who', who, 'body', args[3], 'gold', got[2])
+  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
+  local answered = redis.call('HINCRBY', query_key(p, id), 'answered', 1)
+  if state == 'open' and answered >= tonumber(redis.call('HGET', query_key(p, id), 'wanted')) then
+    redis.call('HSET', query_key(p, id), 'state', 'done')
+    redis.call('ZADD', p .. ':finished', now_ms(), id)
+  end
+  index(p, id)
+  count(p, 'answered')
+  return {'accepted', event}
+end
+
+-- ID WHO TTL_MS -> {"undone" | "late" | "unknown", EVENT that is undone}; WHO has the question again
+local function undo(keys, args)
+  local p, id, who = keys[1], args[1], args[2]
+  local with = redis.call('HGET', with_key(p, id), who)
+  if not with or string.sub(with, 1, 7) ~= 'answer:' then return {'unknown', ''} end
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body')
+  if not got[3] then return {'late', ''} end
+  local event = string.sub(with, 8)
+  redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event)
+  redis.call('HINCRBY', query_key(p, id), 'answered', -1)
+  if got[1] == 'done' then
+    redis.call('HSET', query_key(p, id), 'state', 'open')
+    redis.call('ZREM', p .. ':finished', id)
+  end
+  take_lease(p, id, who, now_ms() + tonumber(args[3]))
+  index(p, id)
+  count(p, 'undone')
+  return {'undone', event}
+end
+
+-- ID WHO WHY BROKEN_LIMIT -> 1, or 0 where WHO does not have it. WHY is empty for a question that WHO skips
+local function give_back(keys, args)
+  local p, id, who, why = keys[1], args[1], args[2], args[3]
+  if redis.call('HGET', with_key(p, id), who) ~= 'lease' then return 0 end
+  drop_lease(p, id, who)
+  redis.call('HSET', with_key(p, id), who, 'skip')
+  count(p, 'given_back')
+  if why ~= '' and redis.call('HINCRBY', query_key(p, id), 'broken', 1) >= tonumber(args[4]) then
+    redis.call('HSET', query_key(p, id), 'state', 'dead')
+    redis.call('HSET', p .. ':dead', id, why)
+  end
+  index(p, id)
+  return 1
+end
+
+-- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again
+local function requeue(keys, args)
+  local p, id = keys[1], args[1]
+  local state = redis.call('HGET', query_key(p, id), 'state')
+  if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
+  redis.call('HSET', query_key(p, id), 'state', 'open', 'broken', 0)
+  redis.call('HDEL', p .. ':dead', id)
+  for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
+    if redis.call('HGET', with_key(p, id), who) == 'skip' then redis.call('HDEL', with_key(p, id), who) end
+  end
+  index(p, id)
+  return 1
+end
+
+-- ID... -> how many were open. Nobody is given them any more; who has one may still answer it
+local function withdraw(keys, args)
+  local p, withdrawn = keys[1], 0
+  for _, id in ipairs(args) do
+    if redis.call('HGET', query_key(p, id), 'state') == 'open' then
+      redis.call('HSET', query_key(p, id), 'state', 'withdrawn')
+      index(p, id)
+      withdrawn = withdrawn + 1
+    end
+  end
+  return withdrawn
+end
+
+-- WHO 0|1 -> nothing. What a banned annotator has leased goes back
+local function ban(keys, args)
+  local p, who = keys[1], args[1]
+  if args[2] == '0' then return redis.call('SREM', p .. ':banned', who) end
+  redis.call('SADD', p .. ':banned', who)
+  for _, id in ipairs(redis.call('SMEMBERS', p .. ':held:' .. who)) do
+    drop_lease(p, id, who)
+    index(p, id)
+  end
+  return 1
+end
+
+-- EVENT ID KIND WHO BODY GOLD WANTED -> 1, or 0 where it is there: an answer of the ledger, put back
+local function restore(keys, args)
+  local p, event, id, who = keys[1], args[1], args[2], args[4]
+  if redis.call('EXISTS', query_key(p, id)) == 0 then
+    local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
+    redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[7], 'only', '', 'never', '',
+      'gold', args[6], 'member', member, 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'done')
+  end
+  if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 0 end
+  redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
+    'body', args[5], 'gold', args[6])
+  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
+  redis.call('HINCRBY', query_key(p, id), 'answered', 1)
+  count(p, 'answered')
+  return 1
+end
+
+redis.register_function('tutelage_submit', submit)
+redis.register_function('tutelage_lease', lease)
+redis.register_function('tutelage_beat', beat)
+redis.register_function('tutelage_answer', answer)
+redis.register_function('tutelage_undo', undo)
+redis.register_function('tutelage_give_back', give_back)
+redis.register_function('tutelage_requeue', requeue)
+redis.register_function('tutelage_withdraw', withdraw)
+redis.register_function('tutelage_ban', ban)
+redis.register_function('tutelage_restore', restore)
+redis.register_function('tutelage_expire', function(keys, args) return expire(keys[1], now_ms()) end)

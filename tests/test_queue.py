@@ -1,0 +1,241 @@
+"""The labeler's queue on a real store: who gets which question, and that each ends with its answers."""
+
+import threading
+import time
+
+import pytest
+
+from services.labeler.queue import BROKEN_LIMIT, Lease, Question, Queue
+from services.labeler.valkey import Embedded
+from tutelage.errors import ServiceError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with Embedded(tmp_path_factory.mktemp("store")) as server:
+        yield server.client()
+
+
+@pytest.fixture
+def queue(store, request):
+    return Queue(store, request.node.name[:80], lease_s=60)
+
+
+def ask(queue, n=1, **settings):
+    queue.submit([Question(f"q{i}", "comparison", {"pair": i}, **settings) for i in range(n)])
+
+
+def ids(leases: list[Lease]):
+    return [lease.id for lease in leases]
+
+
+def test_a_question_goes_to_one_and_its_answer_counts_once(queue):
+    ask(queue, 2)
+    (lease,) = queue.lease("anna")
+    assert (lease.id, lease.kind, lease.body) == ("q0", "comparison", {"pair": 0})
+    assert abs(lease.ends_at - time.time() - 60) < 5
+    assert ids(queue.lease("bert", n=5)) == ["q1"]
+    outcome, event = queue.answer("q0", "anna", {"weights": [1, 0]})
+    assert outcome == "accepted"
+    assert queue.answer("q0", "anna", {"weights": [0, 1]}) == ("duplicate", event)
+    (heard,), cursor = queue.events()
+    assert (heard.id, heard.type, heard.question, heard.annotator) == (event, "answer", "q0", "anna")
+    assert heard.body == {"weights": [1, 0]}
+    assert queue.events(cursor) == ([], cursor)
+    assert queue.lease("anna") == []
+
+
+def test_asking_twice_asks_once(queue):
+    ask(queue, 3)
+    ask(queue, 5)
+    assert queue.counts()["submitted"] == queue.counts()["open"] == 5
+
+
+def test_the_urgent_come_first_then_the_old(queue):
+    priorities = {"a": 0, "b": 2, "c": 0, "d": 1}
+    queue.submit([Question(name, "comparison", priority=p) for name, p in priorities.items()])
+    assert ids(queue.lease("anna", n=4)) == ["b", "d", "a", "c"]
+
+
+def test_overlap_is_of_different_people(queue):
+    ask(queue, wanted=2)
+    for who in ("anna", "bert", "carl"):
+        queue.lease(who)
+    assert queue.answer("q0", "anna", {})[0] == queue.answer("q0", "bert", {})[0] == "accepted"
+    assert queue.answer("q0", "carl", {})[0] == "lost"
+    assert queue.counts()["open"] == 0
+
+
+def test_some_are_for_some_and_not_for_others(queue):
+    for_anna = Question("for-anna", "rating", only=["anna"])
+    queue.submit([for_anna, Question("not-bert", "rating", never=["bert"])])
+    assert queue.lease("bert", n=5) == []
+    assert ids(queue.lease("carl", n=5)) == ["not-bert"]
+    assert ids(queue.lease("anna", n=5)) == ["for-anna"]
+
+
+def test_kinds_can_be_chosen(queue):
+    queue.submit([Question("a", "rating"), Question("b", "comparison")])
+    assert ids(queue.lease("anna", n=5, kinds=["comparison"])) == ["b"]
+    assert set(ids(queue.lease("anna", n=5))) == {"a", "b"}
+
+
+def test_a_page_that_is_loaded_again_has_its_questions_again(queue):
+    ask(queue, 5)
+    assert set(ids(queue.lease("anna", n=3))) == set(ids(queue.lease("anna", n=3))) == {"q0", "q1", "q2"}
+
+
+def test_who_leaves_loses_the_question_and_a_late_answer_is_refused_if_somebody_has_it(store, request):
+    queue = Queue(store, request.node.name[:80], lease_s=0.05)
+    ask(queue)
+    queue.lease("anna")
+    time.sleep(0.1)
+    assert ids(Queue(store, request.node.name[:80]).lease("bert")) == ["q0"]
+    assert queue.answer("q0", "anna", {})[0] == "lost"
+    assert queue.answer("q0", "bert", {})[0] == "accepted"
+    assert queue.counts()["expired"] == queue.counts()["lost"] == 1
+
+
+def test_a_late_answer_counts_where_nobody_else_has_the_question(store, request):
+    queue = Queue(store, request.node.name[:80], lease_s=0.05)
+    ask(queue)
+    queue.lease("anna")
+    time.sleep(0.1)
+    assert queue.expire() == 1
+    assert queue.answer("q0", "anna", {})[0] == "accepted"
+    assert queue.lease("bert") == []
+
+
+def test_a_heart_beat_keeps_a_question(store, request):
+    queue = Queue(store, request.node.name[:80], lease_s=0.2)
+    ask(queue, 2)
+    queue.lease("anna", n=2)
+    for _ in range(4):
+        time.sleep(0.1)
+        assert set(queue.beat("anna", ["q0", "q1"])) == {"q0", "q1"}
+    assert queue.expire() == 0
+    assert queue.beat("bert", ["q0"]) == []
+
+
+def test_an_answer_is_taken_back_and_given_again(queue):
+    ask(queue)
+    queue.lease("anna")
+    _, first = queue.answer("q0", "anna", {"v": 1})
+    assert queue.undo("q0", "anna")
+    assert queue.lease("bert") == []
+    assert queue.answer("q0", "anna", {"v": 2})[0] == "accepted"
+    answer, undone, again = queue.events()[0]
+    assert (answer.id, undone.type, undone.undoes, again.body) == (first, "undo", first, {"v": 2})
+    assert not queue.undo("q0", "bert")
+
+
+def test_what_is_broken_for_several_is_a_dead_letter_until_it_is_asked_again(queue):
+    ask(queue)
+    for who in ("anna", "bert", "carl")[:BROKEN_LIMIT]:
+        assert ids(queue.lease(who)) == ["q0"]
+        assert queue.give_back("q0", who, broken="the clip does not play")
+        assert queue.lease(who) == []  # not to the same one again
+    assert queue.lease("dora") == []
+    assert queue.dead() == {"q0": "the clip does not play"}
+    assert queue.requeue("q0")
+    assert ids(queue.lease("anna")) == ["q0"]
+
+
+def test_who_skips_a_question_leaves_it_to_others(queue):
+    ask(queue)
+    queue.lease("anna")
+    assert queue.give_back("q0", "anna")
+    assert not queue.give_back("q0", "anna")
+    assert queue.lease("anna") == []
+    assert ids(queue.lease("bert")) == ["q0"]
+
+
+def test_a_question_withdrawn_is_not_asked_and_who_has_it_may_answer(queue):
+    ask(queue, 2, wanted=2)
+    queue.lease("anna")
+    assert queue.withdraw(["q0", "q1", "q9"]) == 2
+    assert queue.lease("bert", n=5) == []
+    assert queue.answer("q0", "anna", {})[0] == "accepted"
+
+
+def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):
+    ask(queue, 3)
+    queue.lease("anna")
+    queue.pause()
+    assert queue.lease("bert") == []
+    assert queue.answer("q0", "anna", {})[0] == "accepted"
+    queue.pause(False)
+    queue.lease("anna")
+    queue.ban("anna")
+    with pytest.raises(ServiceError, match="anna is banned"):
+        queue.lease("anna")
+    assert ids(queue.lease("bert", n=5)) == ["q1", "q2"]
+    queue.ban("anna", False)
+    assert queue.lease("anna") == []
+
+
+def test_gold_is_in_the_event_and_not_in_the_lease(queue):
+    queue.submit([Question("q0", "comparison", {"pair": 1}, gold=[1, 0])])
+    (lease,) = queue.lease("anna")
+    assert "gold" not in str(lease)
+    queue.answer("q0", "anna", {})
+    assert queue.events()[0][0].gold == [1, 0]
+
+
+def test_an_unknown_question_is_said(queue):
+    assert queue.answer("nothing", "anna", {}) == ("unknown", "")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Question("", "comparison"),
+        Question("a\nb", "comparison"),
+        Question("a", "comparison", wanted=0),
+        Question("a", "comparison", {"x": "y" * 70_000}),
+        Question("a", "comparison", {"x": float("nan")}),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(queue, question):
+    with pytest.raises(ValueError, match=r"."):
+        queue.submit([question])
+    assert queue.counts()["submitted"] == 0
+
+
+def test_many_at_once_answer_each_question_as_often_as_wanted(store, request):
+    name = request.node.name[:80]
+    Queue(store, name).submit([Question(f"q{i}", "comparison", wanted=1 + i % 3) for i in range(90)])
+
+    def work(who):
+        own = Queue(store, name)
+        while leases := own.lease(who, n=2):
+            for lease in leases:
+                assert own.answer(lease.id, who, {"by": who})[0] == "accepted"
+                assert own.answer(lease.id, who, {"by": who})[0] == "duplicate"
+
+    threads = [threading.Thread(target=work, args=(f"annotator-{k}",)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events, _ = Queue(store, name).events(limit=1000)
+    by_question = {}
+    for event in events:
+        by_question.setdefault(event.question, []).append(event.annotator)
+    assert {q: len(who) for q, who in by_question.items()} == {f"q{i}": 1 + i % 3 for i in range(90)}
+    assert all(len(set(who)) == len(who) for who in by_question.values())
+    assert len(events) == 180
+
+
+def test_answers_of_a_ledger_are_put_back_once(store, queue):
+    ask(queue, 3)
+    queue.lease("anna", n=3)
+    for i in range(3):
+        queue.answer(f"q{i}", "anna", {"i": i})
+    queue.undo("q1", "anna")
+    events, _ = queue.events()
+    again = Queue(store, f"{queue._prefix}-again")
+    assert again.restore(events) == 2
+    assert again.restore(events) == 0
+    assert [event.body for event in again.events()[0]] == [{"i": 0}, {"i": 2}]
+    assert again.submit([Question("q0", "comparison"), Question("q1", "comparison")]) == 1
