@@ -20,6 +20,8 @@ from learner.methods import make_method
 from learner.methods.safe_dagger import fractions
 from learner.nets import PolicyModule
 from learner.recent import Recent, transitions
+from services.overrides import load_config
+from services.settings import preflight
 from services.trainer import result_seeds
 from tests.test_collect import COUNTING, Ones, zeros
 from tests.test_nets import observations
@@ -413,3 +415,25 @@ def test_the_critic_sees_actions_of_any_box(low):
     )
     assert len(set(module.risk(obs, actions).tolist())) == 3
     assert module.actions(obs).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_was_killed_fits_before_it_has_collected_again(tmp_path, built):  # noqa: F811
+    first = built(cartpole(tmp_path, "thrifty_dagger", steps=25))
+    for _ in range(2):
+        first.train()
+    again = built(cartpole(tmp_path, "thrifty_dagger", steps=25))
+    assert again.behind
+    assert again.catch_up()
+    again.train()
+    assert (again.round, again.env_steps) == (3, 300)
+
+
+def test_who_cannot_take_over_is_refused_before_anything_starts(tmp_path):
+    overrides = ["method.name=hg_dagger", "expert.oracle=scripted:cartpole"]
+    with pytest.raises(ConfigError, match="there is watching:scripted:cartpole"):
+        preflight(load_config("dagger-cartpole", overrides))
+    with pytest.raises(ConfigError, match="needs an expert that acts"):
+        cartpole(tmp_path, "safe_dagger", demonstrations="x.npz").expert(oracle=None).validate()
+    with pytest.raises(ConfigError, match=r"in_halves is for the β-mixture"):
+        cartpole(tmp_path, "safe_dagger").collection(in_halves=True).validate()
