@@ -1,0 +1,134 @@
+"""Scripted teachers who compare segments by a reward the learner does not see (B-Pref; Lee et al., 2021).
+
+    teacher = Teacher(**TEACHERS["mistake"], seed=1)
+    answers = teacher.label([query, ...])        # a Labeler: queries of kind "comparison" over Segments
+
+One model has them all (section 4.1 of the paper): the probability of preferring segment k is
+
+    P(k) ∝ exp(β Σ_t γ^(L−1−t) r_k(t))
+
+with rationality β (infinite: the better one, always) and myopia γ; then with probability ε the answer is
+flipped. A pair in which neither is worth `skip` is not judged, and one that differs by less than `equal` is a
+tie. Those two are shares of the mean return of the segments seen so far, as the paper's thresholds adapt to
+the agent. Besides, `drift` turns a teacher's mind as answers go by: what it adds to its returns is a random
+walk.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import ConfigError
+from tutelage.types import Answer, Array, Query
+
+TEACHERS: Mapping[str, Mapping[str, float]] = {
+    "oracle": {},
+    "stochastic": {"rationality": 1.0},
+    "mistake": {"mistake": 0.1},
+    "skip": {"skip": 0.1},
+    "equal": {"equal": 0.1},
+    "myopic": {"discount": 0.9},
+}
+"""The six of the paper, with its settings."""
+KIND = "comparison"
+
+
+class Teacher:
+    """Somebody who judges segments by their rewards. A `Labeler`."""
+
+    def __init__(
+        self,
+        *,
+        rationality: float = math.inf,  # β, per unit of return
+        discount: float = 1.0,  # γ < 1: the end of a segment counts more
+        mistake: float = 0.0,  # ε, probability of the opposite answer
+        skip: float = 0.0,  # share of the mean return that the better one has to be worth
+        equal: float = 0.0,  # share of the mean return below which a difference is none
+        drift: float = 0.0,  # standard deviation of a step of the walk, as a share of the mean return
+        name: str = "synthetic",
+        seed: int = 0,
+    ) -> None:
+        for what, value, most in (("discount", discount, 1.0), ("mistake", mistake, 1.0)):
+            if not 0 <= value <= most:
+                raise ConfigError(f"teacher: {what}={value} is not from 0 to {most:g}")
+        for what, value in (("rationality", rationality), ("skip", skip), ("equal", equal), ("drift", drift)):
+            if not value >= 0:
+                raise ConfigError(f"teacher: {what}={value} is not 0 or more")
+        self.rationality, self.discount, self.mistake = rationality, discount, mistake
+        self.skip, self.equal, self.drift = skip, equal, drift
+        self.name = name
+        self._rng = np.random.default_rng(seed)
+        self._seen = 0  # segments
+        self._mean = 0.0  # of their returns
+        self._turned: dict[int, float] = {}  # option -> what the walk adds to its return
+
+    def label(self, queries: Sequence[Query]) -> list[Answer]:
+        """An answer to each. Raises ValueError for options without rewards."""
+        return [self.answer(query) for query in queries]
+
+    def answer(self, query: Query) -> Answer:
+        """Weights [K] over the options that sum to 1, or cannot tell."""
+        began = time.time()
+        rewards = [option.rewards for option in query.options]
+        if any(reward is None for reward in rewards):
+            raise ValueError(f"query {query.id}: a teacher judges by rewards, and a segment has none")
+        weights = self.weights([np.asarray(reward, np.float64) for reward in rewards])
+        uniform = np.full(len(rewards), 1 / len(rewards), np.float32)
+        return Answer(
+            query_id=query.id,
+            value=uniform if weights is None else weights,
+            annotator=self.name,
+            started_at=began,
+            answered_at=time.time(),
+            side_shown=tuple(range(len(rewards))),
+            cannot_tell=weights is None,
+        )
+
+    def weights(self, rewards: Sequence[Array]) -> Array | None:
+        """Weights [K] float32 of segments by their rewards, each [L]; None: it cannot tell."""
+        sums = np.array([reward.sum() for reward in rewards])
+        self._note(sums)
+        if self.skip and sums.max() < self.skip * abs(self._mean):
+            return None
+        if (self.equal and np.ptp(sums) < self.equal * abs(self._mean)) or np.ptp(sums) == 0:
+            return np.full(len(sums), 1 / len(sums), np.float32)
+        chosen = self._choose(np.array([self._valued(reward) for reward in rewards]) + self._mood(len(sums)))
+        if self._rng.random() < self.mistake:
+            others = np.delete(np.arange(len(sums)), chosen)
+            chosen = int(self._rng.choice(others))
+        return np.eye(len(sums), dtype=np.float32)[chosen]
+
+    def _note(self, returns: Array) -> None:
+        self._seen += len(returns)
+        self._mean += float((returns - self._mean).sum()) / self._seen
+
+    def _valued(self, rewards: Array) -> float:
+        """Σ_t γ^(L−1−t) r(t)."""
+        return float(rewards @ self.discount ** np.arange(len(rewards) - 1, -1, -1))
+
+    def _mood(self, options: int) -> Array:
+        """What the walk adds to each option [K]: a leaning to one side that comes and goes."""
+        if not self.drift:
+            return np.zeros(options)
+        for k in range(options):
+            step = self._rng.normal(0.0, self.drift * abs(self._mean))
+            self._turned[k] = self._turned.get(k, 0.0) + step
+        return np.array([self._turned[k] for k in range(options)])
+
+    def _choose(self, values: Array) -> int:
+        if math.isinf(self.rationality):
+            return int(self._rng.choice(np.flatnonzero(values == values.max())))
+        noise = self._rng.gumbel(size=len(values))  # argmax(β v + Gumbel) is a draw from the softmax
+        return int((self.rationality * values + noise).argmax())
+
+
+def teacher(kind: str = "oracle", **settings: Any) -> Teacher:
+    """One of the paper's teachers by name, with other settings besides."""
+    if kind not in TEACHERS:
+        raise ConfigError(f"there is no teacher {kind!r}; known: {', '.join(TEACHERS)}")
+    return Teacher(**{"name": kind, **TEACHERS[kind], **settings})
