@@ -103,8 +103,8 @@ class Board:
         self._ids = itertools.count(1)
         self._turns = itertools.cycle(range(len(addresses)))
         self._hopes: list[asyncio.Future[pb.DescribeReply]] = []  # of those who wait for a description
-        self._down_since: float | None = None  # no link, or none that has answered since
-        self._patience_s = connect_timeout_s
+        self._down_since: float | None = None  # somebody waits, and no link is up
+        self._down_s = 0.0  # for how long that was so before, since the last answer
         self._watching: asyncio.Task[None] | None = None
 
     def ask(self, requests: Sequence[pb.ActRequest]) -> asyncio.Future[list[pb.ActReply]]:
@@ -155,11 +155,21 @@ class Board:
         return len(self._links) == 1
 
     def note_down(self) -> None:
+        """Somebody waits, and no link is up."""
         if self._down_since is None:
             self._down_since = self._loop.time()
-            self._patience_s = (
-                self._connect_timeout_s if self.description is None else self._reconnect_timeout_s
-            )
+
+    def note_up(self) -> None:
+        """A stream is open. Only an answer renews the patience: a stream may break at each question."""
+        if self._down_since is not None:
+            self._down_s += self._loop.time() - self._down_since
+            self._down_since = None
+
+    def _forget_down(self) -> None:
+        self._down_since, self._down_s = None, 0.0
+
+    def _patience_s(self) -> float:
+        return self._connect_timeout_s if self.description is None else self._reconnect_timeout_s
 
     def assign(self) -> None:
         """Give what is queued to links that have room."""
@@ -188,6 +198,7 @@ class Board:
         if self.description is not None:
             return _difference(description, self.description)
         self.description = description
+        self._forget_down()
         for hope in self._hopes:
             if not hope.done():
                 hope.set_result(description)
@@ -196,7 +207,7 @@ class Board:
 
     def settle(self, question: Question, reply: pb.ActReply, address: str) -> None:
         """A link has heard the reply to a question."""
-        self._down_since = None
+        self._forget_down()
         if reply.busy:
             self._ask_later(question, reply.busy, address)
             return
@@ -242,7 +253,7 @@ class Board:
         self.open.clear()
         self._queue.clear()
         self._hopes.clear()
-        self._down_since = None
+        self._forget_down()
 
     def refused(self) -> None:
         """A link gave up: so do all if the others have."""
@@ -258,8 +269,9 @@ class Board:
             for link in self._links:
                 if link.silence_s(now) > self._deadline_s:
                     self._hang_up(link)
-            down_s = now - (self._down_since or now)
-            if self.is_wanted() and down_s > self._patience_s:
+            if self._down_since is None:
+                continue
+            if self.is_wanted() and self._down_s + now - self._down_since > self._patience_s():
                 self.fail(OracleError(self._nobody()))
 
     def _hang_up(self, link: Link) -> None:
@@ -274,9 +286,9 @@ class Board:
 
     def _nobody(self) -> str:
         if self.description is None:
-            what = f"no expert answers at {self._all}: tried for {self._patience_s:g} s"
+            what = f"no expert answers at {self._all}: tried for {self._patience_s():g} s"
         else:
-            what = f"the expert at {self._all} went away and is not back after {self._patience_s:g} s"
+            what = f"the expert at {self._all} went away and is not back after {self._patience_s():g} s"
         return f"{what} ({self.reason}); is the service running?"
 
 
@@ -398,6 +410,7 @@ class Link:
         names = ((codec.CLIENT, self._board.client), *self._board.access.metadata())
         self._hung_up = False
         self.stream = stream = stub.ActStream(metadata=names)
+        self._board.note_up()
         writer = self._loop.create_task(self._write(stream))
         self._board.assign()
         try:
@@ -420,7 +433,7 @@ class Link:
         unanswered = list(self.open.values())
         self.open.clear()
         self._outbox.clear()
-        if not self._board.is_up():
+        if self._board.is_wanted() and not self._board.is_up():
             self._board.note_down()
         self._board.requeue(unanswered)
 

@@ -23,6 +23,7 @@ from expert_oracle.scripted import SCRIPTED
 from tests.oracle_services import (
     free_port,
     line_to,
+    looping,
     process,
     request,
     running,
@@ -32,6 +33,7 @@ from tests.oracle_services import (
 from tutelage import codec
 from tutelage.errors import OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
 OBS = np.random.default_rng(0).random((64, 5), np.float32)
 FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
@@ -290,6 +292,74 @@ def test_a_black_hole_ends_by_the_deadline():
         assert 0.7 < time.monotonic() - start < 3
         line("release")
         np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_first_answer_may_take_longer_than_to_connect():
+    with serving(Counting(1.0)) as address:
+        oracle = RemoteOracle([address], connect_timeout_s=0.4, deadline_s=30.0)
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_client_may_pause_between_its_first_words_and_its_first_question():
+    with serving(Counting(0.4)) as address:
+        oracle = RemoteOracle([address], connect_timeout_s=0.4)
+        oracle.describe()
+        time.sleep(0.8)
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_an_answer_after_a_break_may_take_longer_than_to_reconnect():
+    expert = Counting(1.5)
+    with serving(expert) as target, line_to(target) as (address, line), ThreadPoolExecutor(1) as pool:
+        oracle = RemoteOracle([address], reconnect_timeout_s=0.6)
+        answer = pool.submit(oracle.act, OBS)
+        until(lambda: oracle.describe() is not None)
+        time.sleep(0.3)
+        line("cut")
+        np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
+    assert len(expert.rows) == 64
+
+
+def test_a_break_while_nobody_waits_costs_no_patience():
+    with serving(FIRST_TWO) as target, line_to(target) as (address, line):
+        idle, other = RemoteOracle([address], reconnect_timeout_s=0.5), RemoteOracle([target])
+        idle.act(OBS)
+        line("cut")
+        for _ in range(10):  # one that keeps the clients' loop running
+            other.act(OBS)
+            time.sleep(0.1)
+        line("hold")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(idle.act, OBS)
+            time.sleep(0.3)
+            line("release")
+            np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
+
+
+class Hasty(oracle_pb2_grpc.ExpertOracleServicer):
+    """A service that is well until it is asked something."""
+
+    async def Describe(self, request, context):
+        return pb.DescribeReply(name="hasty")
+
+    async def ActStream(self, request_iterator, context):
+        await context.read()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+
+def test_a_service_that_goes_away_at_each_question_is_an_error():
+    async def start():
+        service = grpc.aio.server()
+        oracle_pb2_grpc.add_ExpertOracleServicer_to_server(Hasty(), service)
+        port = service.add_insecure_port("127.0.0.1:0")
+        await service.start()
+        return service, port
+
+    with looping() as run:
+        service, port = run(start())
+        with pytest.raises(OracleError, match=r"went away and is not back after 1 s \(UNAVAILABLE: gone\)"):
+            RemoteOracle([f"127.0.0.1:{port}"], reconnect_timeout_s=1.0).act(OBS)
+        run(service.stop(0))
 
 
 def test_a_black_hole_at_the_start_ends_by_the_patience():
