@@ -17,6 +17,7 @@ import tree
 
 from expert_oracle.metrics import Figures
 from tutelage import codec
+from tutelage.errors import OracleError
 from tutelage.protocols import Oracle
 from tutelage.types import Tree, check_leading
 
@@ -135,18 +136,25 @@ class Batcher:
         return answers
 
     async def _run(self) -> None:
+        try:
+            while self._waiting:
+                if self._max_delay_s > 0:
+                    await self._gather()
+                questions = self._take(asyncio.get_running_loop().time())
+                if questions:
+                    await self._answer(questions)
+        finally:
+            self._running = None
+
+    async def _answer(self, questions: Sequence[Question]) -> None:
+        batch, rows = [question.obs for question in questions], sum(question.N for question in questions)
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            if self._max_delay_s > 0:
-                await self._gather()
-            questions = self._take(loop.time())
-            if not questions:
-                continue
-            batch, rows = [question.obs for question in questions], sum(question.N for question in questions)
+        try:
             answers = await loop.run_in_executor(self._thread, self._timed, batch, rows)
-            for question, answer in zip(questions, answers, strict=True):
-                _settle(question.answer, answer)
-        self._running = None
+        except Exception as error:  # of ours: the next batch may fare better
+            answers = [error] * len(questions)
+        for question, answer in zip(questions, answers, strict=True):
+            _settle(question.answer, answer)
 
     async def _gather(self) -> None:
         """Wait until there is a full batch, at most the delay."""
@@ -214,11 +222,21 @@ def _forward(oracle: Oracle, batch: Sequence[Tree]) -> list[Tree | Exception]:
 
 
 def _act(oracle: Oracle, obs: Tree) -> Tree:
-    actions, N = oracle.act(obs), len(obs if isinstance(obs, np.ndarray) else tree.flatten(obs)[0])
-    if isinstance(actions, np.ndarray) and actions.shape[:1] == (N,):
-        return actions  # the common case, without the cost of walking trees
-    actions = tree.map_structure(np.asarray, actions)
-    check_leading("the expert's actions", actions, N)
+    """The expert's actions [N, ...]; OracleError for whatever else it does, be it to end the process."""
+    N = len(obs if isinstance(obs, np.ndarray) else tree.flatten(obs)[0])
+    try:
+        actions = oracle.act(obs)
+        if isinstance(actions, np.ndarray) and actions.shape[:1] == (N,):
+            return actions  # the common case, without the cost of walking trees
+        actions = tree.map_structure(np.asarray, actions)
+    except OracleError:
+        raise
+    except BaseException as error:
+        raise OracleError(f"{type(error).__name__}: {error}") from error
+    try:
+        check_leading("the expert's actions", actions, N)
+    except ValueError as error:
+        raise OracleError(str(error)) from None
     return actions
 
 

@@ -14,7 +14,7 @@ import tree
 from expert_oracle.batching import Batcher, Busy, Late, Question, signature_of
 from expert_oracle.metrics import Figures, fault
 from tutelage import codec
-from tutelage.errors import TutelageError
+from tutelage.errors import OracleError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.types import Array, Tree
 
@@ -96,7 +96,10 @@ class Desk:
 
     def _answered(self, request_id: int, actions: Tree, start: float) -> pb.ActReply:
         reply = pb.ActReply(id=request_id)
-        codec.encode_into(reply.actions, actions, "actions")
+        try:
+            codec.encode_into(reply.actions, actions, "the expert's actions")
+        except ValueError as error:
+            raise OracleError(str(error)) from None
         self.figures.latency_s.observe(time.perf_counter() - start)
         return reply
 

@@ -153,6 +153,44 @@ def test_an_expert_that_fails_answers_only_the_guilty_with_an_error():
         np.testing.assert_array_equal(bad.act(OBS), OBS[:, :2])
 
 
+class Panic(BaseException):
+    """What extensions in other languages raise."""
+
+
+@pytest.mark.parametrize("fault", [SystemExit, Panic, asyncio.CancelledError, KeyboardInterrupt])
+def test_an_expert_that_would_end_the_process_ends_nothing(fault):
+    def act(obs):
+        if (obs < 0).any():
+            raise fault("over")
+        return obs[:, :2]
+
+    with serving(FunctionOracle(act)) as address:
+        oracle = RemoteOracle([address], deadline_s=5.0)
+        for _ in range(3):  # in a thread; then on the event loop, once it has been quick
+            with pytest.raises(OracleError, match=f"could not answer: {fault.__name__}: over$"):
+                oracle.act(-OBS)
+            for _ in range(3):
+                np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_what_the_expert_does_wrong_is_not_its_askers_fault():
+    def act(obs):
+        if obs[0, 0] == 0:
+            raise ValueError("my model file is gone")
+        return obs[1:] if obs[0, 0] == 1 else np.full(len(obs), None)
+
+    with running(FunctionOracle(act)) as service:
+        oracle, refusals = RemoteOracle([service.address]), service.service.figures.refusals
+        for kind, words in (
+            (0, "ValueError: my model file is gone"),
+            (1, "the expert's actions: expected leading axes"),
+            (2, "the expert's actions: dtype object cannot be sent"),
+        ):
+            with pytest.raises(OracleError, match=words):
+                oracle.act(np.full((4, 3), kind, np.float32))
+            assert refusals == {"failed": kind + 1}
+
+
 def test_an_expert_that_returns_too_few_rows_is_an_error():
     with (
         serving(FunctionOracle(lambda obs: obs[1:])) as address,
