@@ -198,6 +198,7 @@ class Conversation:
 
     def _await(self, asked: Asked) -> None:
         asked.owner = self
+        asked.question.resume()
         self._waiting[asked] = None
         asked.question.answer.add_done_callback(lambda _: self._hear(asked))
 

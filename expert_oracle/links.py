@@ -20,7 +20,7 @@ import grpc
 
 from expert_oracle.access import TOKEN, ClientAccess
 from tutelage import codec
-from tutelage.errors import OracleError, TutelageError
+from tutelage.errors import OracleError, TutelageError, Unreachable
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
@@ -241,7 +241,7 @@ class Board:
 
     def _give_up(self, question: Question, why: str) -> None:
         self.open.pop(question.request.id, None)
-        _fail(question.ask, OracleError(why))
+        _fail(question.ask, Unreachable(why))
 
     def fail(self, error: OracleError) -> None:
         """All who wait get the error."""
@@ -272,7 +272,7 @@ class Board:
             if self._down_since is None:
                 continue
             if self.is_wanted() and self._down_s + now - self._down_since > self._patience_s():
-                self.fail(OracleError(self._nobody()))
+                self.fail(Unreachable(self._nobody()))
 
     def _hang_up(self, link: Link) -> None:
         """Ask the others; if none has answered, tell who waits."""

@@ -359,7 +359,7 @@ def test_a_service_that_goes_away_at_each_question_is_an_error():
         service, port = run(start())
         with pytest.raises(OracleError, match=r"went away and is not back after 1 s \(UNAVAILABLE: gone\)"):
             RemoteOracle([f"127.0.0.1:{port}"], reconnect_timeout_s=1.0).act(OBS)
-        run(service.stop(0))
+        run(service.stop(1.0))
 
 
 def test_a_black_hole_at_the_start_ends_by_the_patience():

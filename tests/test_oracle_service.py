@@ -153,6 +153,106 @@ def test_an_expert_that_fails_answers_only_the_guilty_with_an_error():
         np.testing.assert_array_equal(bad.act(OBS), OBS[:, :2])
 
 
+class Choosy:
+    """Fails by `error` where a row is among the guilty; notes how large its batches were."""
+
+    def __init__(self, guilty, error=RuntimeError):
+        self.guilty, self.error = guilty, error
+        self.go = threading.Event()
+        self.batches = []
+
+    def act(self, obs):
+        self.batches.append(len(obs))
+        if obs[0, 0] < 0:
+            self.go.wait(20)
+        elif np.isin(obs[:, 0], self.guilty).any():
+            raise self.error("no")
+        return obs
+
+
+def joined(service, expert, n, then=lambda: None):
+    """The replies of n questions that share one call, by their ids, and how large that call's parts were."""
+    with grpc.insecure_channel(service.address) as channel:
+        stub = stub_of(channel)
+        first = stub.Act.future(request(np.full((1, 1), -1.0)))
+        while not expert.batches:
+            time.sleep(0.01)
+        others = [stub.Act.future(request(np.full((1, 1), float(k)), k)) for k in range(n)]
+        while service.batcher.figures.waiting_rows < n:
+            time.sleep(0.01)
+        then()
+        expert.go.set()
+        first.result()
+        replies = [other.result() for other in others]
+    return {reply.id: reply for reply in replies}, expert.batches[1:]
+
+
+@pytest.mark.parametrize("guilty", [[0], [63], [17], [3, 40], [8, 9, 10, 11]])
+def test_of_questions_that_share_a_call_the_guilty_are_found_in_halves(guilty):
+    expert = Choosy(guilty)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 64)
+    assert [k for k in range(64) if replies[k].error] == guilty
+    assert len(batches) <= 2 * 6 * len(guilty) + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"), [(RuntimeError, 8), (ValueError, 8), (TimeoutError, 1), (ConnectionResetError, 1)]
+)
+def test_an_expert_that_always_fails_is_not_asked_for_each(error, calls):
+    expert = Choosy(range(64), error)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 64)
+    assert all(f"{error.__name__}: no" in reply.error for reply in replies.values())
+    assert len(batches) == calls
+
+
+def test_a_service_behind_a_service_that_is_gone_is_asked_once():
+    gone = RemoteOracle([f"127.0.0.1:{free_port()}"], connect_timeout_s=0.3)
+
+    class Behind(Choosy):
+        def act(self, obs):
+            return gone.act(obs) if obs[0, 0] >= 0 and super().act(obs) is not None else super().act(obs)
+
+    expert = Behind([])
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 8)
+    assert all("no expert answers" in reply.error for reply in replies.values())
+    assert batches == [8]
+
+
+def test_a_call_is_not_repeated_for_questions_that_nobody_waits_for():
+    class Left(Choosy):
+        """Its first joined call fails once the stream is gone."""
+
+        def act(self, obs):
+            if len(obs) == 12:
+                call.cancel()
+                while service.service.figures.streams:
+                    time.sleep(0.01)
+            return super().act(obs)
+
+    def messages():
+        yield from (request(np.full((1, 1), 90.0), k) for k in range(8))
+        over.wait(20)
+
+    expert, over = Left([3]), threading.Event()
+    with running(expert) as service, grpc.insecure_channel(service.address) as channel:
+        call: Any = None
+
+        def ask_more():
+            nonlocal call
+            call = stub_of(channel).ActStream(messages())
+            while service.batcher.figures.waiting_rows < 12:
+                time.sleep(0.01)
+
+        replies, batches = joined(service, expert, 4, ask_more)
+        over.set()
+    assert [k for k in range(4) if replies[k].error] == [3]
+    assert batches[0] == 12
+    assert sum(batches[1:]) <= 4 + 4 + 2  # those for which somebody waits, in halves
+
+
 class Panic(BaseException):
     """What extensions in other languages raise."""
 
