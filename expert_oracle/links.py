@@ -129,11 +129,18 @@ class Board:
         return hope
 
     def close(self) -> asyncio.Future[Any]:
+        """Hang up; who waits is told. Who asks meanwhile has links again once these have ended."""
+        self.fail(OracleError("the connection was closed while an answer was awaited"))
         tasks = [task for task in (self._watching, *(link.task for link in self._links)) if task is not None]
         for task in tasks:
             task.cancel()
         self._watching = None
-        return asyncio.ensure_future(_ended(tasks), loop=self._loop)
+        return asyncio.ensure_future(self._ended(tasks), loop=self._loop)
+
+    async def _ended(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.is_wanted():
+            self._start()
 
     def _start(self) -> None:
         """Have links at work, those that are not."""
@@ -304,10 +311,6 @@ def _difference(a: pb.DescribeReply, b: pb.DescribeReply) -> str | None:
         f"{codec.space_text(one.observation_space)} to {codec.space_text(one.action_space)}" for one in (a, b)
     ]
     return f"it acts from {spaces[0]}, another of the service from {spaces[1]}"
-
-
-async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Link:

@@ -101,7 +101,7 @@ class RemoteOracle:
         return shared_loop().wait_for(lambda: self._board().describe())
 
     def close(self) -> None:
-        """Hang up; the next question would connect anew."""
+        """Hang up; who waits for an answer gets OracleError, and the next question would connect anew."""
         shared_loop().wait_for(lambda: self._board().close())
 
     def _pieces(self, obs: Tree) -> list[Tree]:

@@ -1,5 +1,6 @@
 """What goes wrong between client and expert service: each question is answered once, or its asker is told."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -17,9 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from expert_oracle import conversation
+from expert_oracle.access import ClientAccess
+from expert_oracle.links import Board
 from expert_oracle.loading import FunctionOracle
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
+from expert_oracle.shared_loop import shared_loop
 from tests.oracle_services import (
     free_port,
     line_to,
@@ -318,6 +322,37 @@ def test_an_answer_after_a_break_may_take_longer_than_to_reconnect():
         line("cut")
         np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
     assert len(expert.rows) == 64
+
+
+def test_who_waits_is_told_when_another_thread_closes():
+    expert = Counting()
+    expert.go.clear()
+    with serving(expert) as address, ThreadPoolExecutor(2) as pool:
+        oracle = RemoteOracle([address])
+        answers = [pool.submit(oracle.act, OBS) for _ in range(2)]  # one leads the loop, one follows
+        time.sleep(0.5)
+        oracle.close()
+        for answer in answers:
+            with pytest.raises(OracleError, match="the connection was closed"):
+                answer.result(5)
+        expert.go.set()
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_who_asks_while_a_client_hangs_up_is_answered():
+    async def ask(address):
+        patience = {"deadline_s": 5.0, "connect_timeout_s": 2.0, "reconnect_timeout_s": 2.0}
+        loop = asyncio.get_running_loop()
+        board = Board([address], ClientAccess(), loop=loop, window=4, **patience)
+        await board.ask([request(OBS)])
+        closing = board.close()
+        (reply,) = await board.ask([request(OBS)])
+        await closing
+        await board.close()
+        return codec.decode(reply.actions)
+
+    with serving(FIRST_TWO) as address:
+        np.testing.assert_array_equal(shared_loop().run(ask(address)), OBS[:, :2])
 
 
 def test_a_break_while_nobody_waits_costs_no_patience():
