@@ -1,6 +1,7 @@
 """What goes wrong between client and expert service: each question is answered once, or its asker is told."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -266,6 +267,38 @@ def test_a_question_under_way_when_the_line_broke_is_not_computed_again():
         expert.go.set()
         assert set(second.hear(2)) == {1, 2}
     assert Counter(expert.rows).most_common(1)[0][1] == 1
+
+
+def test_the_memory_of_all_clients_together_is_bounded():
+    replies = [pb.ActReply(id=number, error="x" * 2**20) for number in range(1, 16)]
+
+    async def come(memories, clients, stay):
+        for client in clients:
+            memory = stay.enter_context(memories.of(client))
+            for reply in replies:
+                memory.note(reply)
+
+    async def come_and_go():
+        memories = conversation.Memories()
+        for number in range(40):
+            with contextlib.ExitStack() as stay:
+                await come(memories, [f"gone {number}"], stay)
+        assert 0.9 * conversation.MAX_ALL_BYTES < memories.size <= conversation.MAX_ALL_BYTES
+        with memories.of("gone 39") as last, memories.of("gone 0") as first:
+            assert [last.known(reply.id) for reply in replies] == replies
+            assert first.known(1) is None
+        with contextlib.ExitStack() as stay:
+            await come(memories, [f"here {number}" for number in range(40)], stay)
+            assert memories.size <= conversation.MAX_ALL_BYTES
+            with memories.of("here 0") as first, memories.of("gone 39") as last:
+                assert [first.known(reply.id) for reply in replies] == replies
+                assert last.known(1) is None
+        for client in [*map("here {}".format, range(40))]:
+            with memories.of(client) as memory:
+                memory.forget_before(16)
+        assert memories.size == 0
+
+    asyncio.run(come_and_go())
 
 
 def test_a_line_that_breaks_again_and_again_costs_no_label_and_doubles_none():
