@@ -24,6 +24,8 @@ from tutelage.types import Tree, check_leading
 QUICK_S = 0.001
 """A forward that takes less runs on the event loop."""
 MAX_WAITING_BYTES = 4 * codec.MAX_BYTES
+MOST_ROWS = 65_536
+"""One question may have so many rows even where fewer may wait."""
 IN_A_ROW = 8
 """Calls for parts of a batch that fail one after the other: then it is not a question that is at fault."""
 
@@ -83,6 +85,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._max_waiting = max_waiting
+        self.most_rows = max(max_waiting, MOST_ROWS)
         self.figures = figures or Figures()
         self._waiting: deque[Question] = deque()
         self._thread = ThreadPoolExecutor(1, "expert")

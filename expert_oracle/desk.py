@@ -77,6 +77,7 @@ class Desk:
         """Observations [N, ...] that fit the space and hold no NaN, and N; or ValueError."""
         obs = codec.decode(request.obs, "obs")
         N, signature = signature_of(obs)
+        self._check_rows(obs, N)
         self.figures.rows += N
         if signature not in self._fitting:
             self._check(obs, signature)
@@ -86,6 +87,14 @@ class Desk:
                 if least != least:
                     raise ValueError(f"obs: NaN in {_bad_rows(leaf)} of {N} states")
         return obs, N
+
+    def _check_rows(self, obs: Tree, N: int) -> None:
+        """Raise ValueError for more rows than anybody asks for; empty ones cost nothing to send."""
+        most = self.batcher.most_rows
+        if most < N:
+            raise ValueError(f"obs: {N:,} states in one question, more than {most:,}")
+        if N and not (obs.size if type(obs) is np.ndarray else any(leaf.size for leaf in tree.flatten(obs))):
+            raise ValueError(f"obs: {N:,} states that hold nothing")
 
     def _check(self, obs: Tree, signature: Any) -> None:
         """Raise ValueError unless this kind of observations fits the space."""

@@ -132,6 +132,36 @@ def test_bad_requests_are_answered_on_their_id_and_the_stream_goes_on(message, w
     assert by_id[1].WhichOneof("result") == by_id[2].WhichOneof("result") == "actions"
 
 
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            forged(dtype="float32", shape=[2**31 - 1, 0]),
+            "2,147,483,647 states in one question, more than",
+        ),
+        (forged(dtype="float32", shape=[5, 3, 0]), "obs: 5 states that hold nothing"),
+        (request((np.zeros((3, 0)), np.zeros((3, 0))), 3), "obs: 3 states that hold nothing"),
+        (request(np.zeros((65_537, 1), np.uint8), 3), "obs: 65,537 states in one question, more than 65,536"),
+    ],
+)
+def test_more_states_than_anybody_asks_for_are_not_put_to_the_expert(message, words):
+    expert = Slow(0.0)
+    with running(expert) as service, grpc.insecure_channel(service.address) as channel:
+        replies = list(stub_of(channel).ActStream(iter([message, request(OBS, 1)])))
+        assert service.service.figures.rows == 64
+    by_id = {reply.id: reply for reply in replies}
+    assert words in by_id[3].error
+    assert by_id[1].WhichOneof("result") == "actions"
+    assert expert.batches == [64]
+
+
+def test_some_parts_of_a_state_may_hold_nothing():
+    expert = FunctionOracle(lambda obs: obs["a"])
+    with serving(expert, max_waiting=16) as address:
+        actions = RemoteOracle([address]).act({"a": OBS, "b": np.zeros((64, 0))})
+    np.testing.assert_array_equal(actions, OBS)
+
+
 def test_garbage_ends_its_own_stream_only():
     with serving(FIRST_TWO) as address, grpc.insecure_channel(address) as channel:
         raw = channel.stream_stream("/tutelage.v1.ExpertOracle/ActStream")
