@@ -113,7 +113,7 @@ class Desk:
         return reply
 
     def _refused(self, request_id: int, error: Exception) -> pb.ActReply:
-        text = one_line(error)
+        text = _in_one_line(error)
         if isinstance(error, Busy):
             self.figures.refusals["busy"] += 1
             return pb.ActReply(id=request_id, busy=text)
@@ -133,7 +133,7 @@ def _bad_rows(array: Array) -> int:
     return int(np.isnan(array).reshape(len(array), -1).any(1).sum())
 
 
-def one_line(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     kind = "" if isinstance(error, ValueError | TutelageError | Busy) else f"{type(error).__name__}: "
     text = " ".join(f"{kind}{error}".split())
     return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 3] + "..."

@@ -24,7 +24,7 @@ from tutelage.errors import OracleError, TutelageError, Unreachable
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
-OPTIONS: list[tuple[str, Any]] = [
+CLIENT_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.max_receive_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.keepalive_time_ms", 30_000),
@@ -60,7 +60,7 @@ class Ask:
 
 
 @dataclass(slots=True, eq=False)
-class Question:
+class Unanswered:
     """A request that waits for its reply."""
 
     request: pb.ActRequest
@@ -90,7 +90,7 @@ class Board:
         self.access = access
         self.description: pb.DescribeReply | None = None
         self.client = uuid.uuid4().hex
-        self.open: dict[int, Question] = {}  # asked and not answered, oldest first
+        self.open: dict[int, Unanswered] = {}  # asked and not answered, oldest first
         self.reason = "no time left"  # for which the last try to connect failed
         self._loop = loop
         self._deadline_s = deadline_s
@@ -99,7 +99,7 @@ class Board:
         self._window = window
         self._links = [Link(self, address, loop) for address in addresses]
         self._all = ", ".join(f"grpc://{address}" for address in addresses)
-        self._queue: deque[Question] = deque()  # for the next link that has room
+        self._queue: deque[Unanswered] = deque()  # for the next link that has room
         self._ids = itertools.count(1)
         self._turns = itertools.cycle(range(len(addresses)))
         self._hopes: list[asyncio.Future[pb.DescribeReply]] = []  # of those who wait for a description
@@ -112,7 +112,7 @@ class Board:
         ask = Ask(self._loop.create_future(), [None] * len(requests), len(requests))
         for place, request in enumerate(requests):
             request.id = next(self._ids)
-            question = Question(request, ask, place, request.ByteSize())
+            question = Unanswered(request, ask, place, request.ByteSize())
             self.open[request.id] = question
             self._queue.append(question)
         self._start()
@@ -212,7 +212,7 @@ class Board:
         self._hopes.clear()
         return None
 
-    def settle(self, question: Question, reply: pb.ActReply, address: str) -> None:
+    def settle(self, question: Unanswered, reply: pb.ActReply, address: str) -> None:
         """A link has heard the reply to a question."""
         self._forget_down()
         if reply.busy:
@@ -228,7 +228,7 @@ class Board:
         if not ask.left and not ask.done.done():
             ask.done.set_result(ask.replies)
 
-    def _ask_later(self, question: Question, why: str, address: str) -> None:
+    def _ask_later(self, question: Unanswered, why: str, address: str) -> None:
         """The service refuses to queue more: ask again after a pause that grows."""
         now = self._loop.time()
         question.busy_since = question.busy_since or now
@@ -241,12 +241,12 @@ class Board:
         pause_s = min(BUSY_S[0] * 2**question.busy_times, BUSY_S[1]) * random.uniform(0.5, 1.0)
         self._loop.call_later(pause_s, self.requeue, [question])
 
-    def requeue(self, questions: Sequence[Question]) -> None:
+    def requeue(self, questions: Sequence[Unanswered]) -> None:
         """Ask again what a link left unanswered, before all others."""
         self._queue.extendleft(reversed(questions))
         self.assign()
 
-    def _give_up(self, question: Question, why: str) -> None:
+    def _give_up(self, question: Unanswered, why: str) -> None:
         self.open.pop(question.request.id, None)
         _fail(question.ask, Unreachable(why))
 
@@ -318,13 +318,13 @@ class Link:
 
     def __init__(self, board: Board, address: str, loop: asyncio.AbstractEventLoop) -> None:
         self.address = address
-        self.open: dict[int, Question] = {}  # given to this link and not answered, oldest first
+        self.open: dict[int, Unanswered] = {}  # given to this link and not answered, oldest first
         self.stream: Any = None  # gRPC's; None: there is none at the moment
         self.task: asyncio.Task[None] | None = None
         self.refusal: str | None = None
         self._board = board
         self._loop = loop
-        self._outbox: deque[Question] = deque()
+        self._outbox: deque[Unanswered] = deque()
         self._more = asyncio.Event()
         self._heard_at = 0.0
         self._max_packed = 0
@@ -336,7 +336,7 @@ class Link:
             self.refusal = None
             self.task = self._loop.create_task(self._run())
 
-    def give(self, question: Question) -> None:
+    def give(self, question: Unanswered) -> None:
         question.given_at = self._loop.time()
         self.open[question.request.id] = question
         self._outbox.append(question)
@@ -374,7 +374,7 @@ class Link:
         """A channel to a service that has said who it is. OracleError where trying again is in vain."""
         pause_s = BACKOFF_S[0]
         while True:
-            channel = self._board.access.channel(self.address, OPTIONS)
+            channel = self._board.access.channel(self.address, CLIENT_OPTIONS)
             try:
                 await self._describe(channel)
                 return channel
