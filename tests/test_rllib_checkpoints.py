@@ -84,7 +84,7 @@ def test_actions_of_an_open_box_stay_as_they_are(tmp_path, space):
     made = module(DefaultPPOTorchRLModule, space, config=DefaultModelConfig())
     made.save_to_path(tmp_path / "module")
     actions = OracleSpec(f"rllib:{tmp_path / 'module'}").build().act(OBS)
-    expected = unsquash_action(parameters(made)[:, :3], space)
+    expected = np.asarray(unsquash_action(parameters(made)[:, :3], space))
     np.testing.assert_allclose(actions, np.clip(expected, space.low, space.high), atol=1e-5)
 
 
