@@ -29,7 +29,7 @@ from actors.collect import Collector
 from actors.forward import random_actor
 from benchmarks.common import Row, row, run
 from expert_oracle import probing
-from expert_oracle.links import OPTIONS
+from expert_oracle.links import CLIENT_OPTIONS
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.server import OPTIONS as SERVER_OPTIONS
 from expert_oracle.shared_loop import shared_loop
@@ -111,7 +111,7 @@ class Echo:
 
     def __init__(self, address: str, request: bytes) -> None:
         self.request = request
-        self.channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self.channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
         self.stream: Any = self.channel.stream_stream("/echo/Stream")()
         self.unary: Any = self.channel.unary_unary("/echo/Unary")
 

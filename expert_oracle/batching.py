@@ -17,12 +17,17 @@ import tree
 
 from expert_oracle.metrics import Figures
 from tutelage import codec
+from tutelage.errors import OracleError, Unreachable
 from tutelage.protocols import Oracle
 from tutelage.types import Tree, check_leading
 
 QUICK_S = 0.001
 """A forward that takes less runs on the event loop."""
 MAX_WAITING_BYTES = 4 * codec.MAX_BYTES
+MOST_ROWS = 65_536
+"""One question may have so many rows even where fewer may wait."""
+IN_A_ROW = 8
+"""Calls for parts of a batch that fail one after the other: then it is not a question that is at fault."""
 
 
 class Busy(Exception):
@@ -44,11 +49,18 @@ class Question:
     answer: asyncio.Future[Tree]
     expires_at: float  # seconds of the loop's clock
     begun: bool = False
+    left: bool = False  # begun, and nobody waits for it at the moment
 
     def withdraw(self) -> None:
-        """Spare the expert a question that it has not begun."""
-        if not self.begun:
+        """Spare the expert a question that it has not begun, and to try again for one that it has."""
+        if self.begun:
+            self.left = True
+        else:
             self.answer.cancel()
+
+    def resume(self) -> None:
+        """Somebody is back who waits for it."""
+        self.left = False
 
 
 class Batcher:
@@ -73,6 +85,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._max_waiting = max_waiting
+        self.most_rows = max(max_waiting, MOST_ROWS)
         self.figures = figures or Figures()
         self._waiting: deque[Question] = deque()
         self._thread = ThreadPoolExecutor(1, "expert")
@@ -128,25 +141,31 @@ class Batcher:
         self.figures.waiting_rows += sign * question.N
         self.figures.waiting_bytes += sign * question.size
 
-    def _timed(self, batch: Sequence[Tree], rows: int) -> list[Tree | Exception]:
+    def _timed(self, questions: Sequence[Question], rows: int) -> dict[int, Tree | Exception]:
         start = time.perf_counter()
-        answers = _forward(self._oracle, batch)
+        answers = _forward(self._oracle, questions)
         self._note(time.perf_counter() - start, rows)
         return answers
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            if self._max_delay_s > 0:
-                await self._gather()
-            questions = self._take(loop.time())
-            if not questions:
-                continue
-            batch, rows = [question.obs for question in questions], sum(question.N for question in questions)
-            answers = await loop.run_in_executor(self._thread, self._timed, batch, rows)
-            for question, answer in zip(questions, answers, strict=True):
-                _settle(question.answer, answer)
-        self._running = None
+        try:
+            while self._waiting:
+                if self._max_delay_s > 0:
+                    await self._gather()
+                questions = self._take(asyncio.get_running_loop().time())
+                if questions:
+                    await self._answer(questions)
+        finally:
+            self._running = None
+
+    async def _answer(self, questions: Sequence[Question]) -> None:
+        loop, rows = asyncio.get_running_loop(), sum(question.N for question in questions)
+        try:
+            answers = await loop.run_in_executor(self._thread, self._timed, questions, rows)
+        except Exception as error:  # of ours: the next batch may fare better
+            answers = dict.fromkeys(range(len(questions)), error)
+        for place, answer in answers.items():
+            _settle(questions[place].answer, answer)
 
     async def _gather(self) -> None:
         """Wait until there is a full batch, at most the delay."""
@@ -197,28 +216,68 @@ def signature_of(obs: Tree) -> tuple[int, tuple[Any, ...]]:
     return N, tuple((path, leaf.dtype, leaf.shape[1:]) for path, leaf in leaves)
 
 
-def _forward(oracle: Oracle, batch: Sequence[Tree]) -> list[Tree | Exception]:
-    """An answer or an error for each question, with one call for all; if that fails, one call for each."""
-    try:
-        if len(batch) == 1:
-            return [_act(oracle, batch[0])]
-        ends = np.cumsum([len(tree.flatten(obs)[0]) for obs in batch])[:-1]
-        actions = _act(oracle, tree.map_structure(lambda *leaves: np.concatenate(leaves), *batch))
-        starts = [0, *ends.tolist()]
-        stops: list[int | None] = [*ends.tolist(), None]
-        return [_rows(actions, start, stop) for start, stop in zip(starts, stops, strict=True)]
-    except Exception as error:
-        if len(batch) == 1:
-            return [error]
-        return [answer for obs in batch for answer in _forward(oracle, [obs])]
+def _forward(oracle: Oracle, questions: Sequence[Question]) -> dict[int, Tree | Exception]:
+    """By place an answer or an error for each question, with one call for all that somebody waits for.
+
+    Where one fails, either half of it has one: a guilty question among n costs 2 log2(n) + 1 calls. Who comes
+    back for a question that was left is to ask again.
+    An outage is no question's fault, nor are `IN_A_ROW` failures: then the rest has the error it had last.
+    """
+    answers: dict[int, Tree | Exception] = {}
+    groups: deque[Sequence[int]] = deque([range(len(questions))])
+    failures = 0
+    while groups and failures < IN_A_ROW:
+        both = groups.popleft()
+        group = [place for place in both if not questions[place].left]
+        answers.update((place, Busy("begun, and left")) for place in both if questions[place].left)
+        if not group:
+            continue
+        try:
+            parts: Sequence[Tree | Exception] = _joined(oracle, [questions[place].obs for place in group])
+            failures = 0
+        except Exception as error:
+            parts = [error] * len(group)
+            failures = IN_A_ROW if _is_outage(error) else failures + 1
+            half = len(group) // 2
+            groups.extend([group[:half], group[half:]] if half else [])
+        answers.update(zip(group, parts, strict=True))
+    return answers
+
+
+def _joined(oracle: Oracle, batch: Sequence[Tree]) -> list[Tree]:
+    """An answer for each question, with one call for all."""
+    if len(batch) == 1:
+        return [_act(oracle, batch[0])]
+    ends = np.cumsum([len(tree.flatten(obs)[0]) for obs in batch])[:-1].tolist()
+    actions = _act(oracle, tree.map_structure(lambda *leaves: np.concatenate(leaves), *batch))
+    return [_rows(actions, start, stop) for start, stop in zip([0, *ends], [*ends, None], strict=True)]
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """The expert's own source of answers cannot be reached; each call may have waited long to find out."""
+    while error is not None:
+        if isinstance(error, Unreachable | TimeoutError | ConnectionError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _act(oracle: Oracle, obs: Tree) -> Tree:
-    actions, N = oracle.act(obs), len(obs if isinstance(obs, np.ndarray) else tree.flatten(obs)[0])
-    if isinstance(actions, np.ndarray) and actions.shape[:1] == (N,):
-        return actions  # the common case, without the cost of walking trees
-    actions = tree.map_structure(np.asarray, actions)
-    check_leading("the expert's actions", actions, N)
+    """The expert's actions [N, ...]; OracleError for whatever else it does, be it to end the process."""
+    N = len(obs if isinstance(obs, np.ndarray) else tree.flatten(obs)[0])
+    try:
+        actions = oracle.act(obs)
+        if isinstance(actions, np.ndarray) and actions.shape[:1] == (N,):
+            return actions  # the common case, without the cost of walking trees
+        actions = tree.map_structure(np.asarray, actions)
+    except OracleError:
+        raise
+    except BaseException as error:
+        raise OracleError(f"{type(error).__name__}: {error}") from error
+    try:
+        check_leading("the expert's actions", actions, N)
+    except ValueError as error:
+        raise OracleError(str(error)) from None
     return actions
 
 

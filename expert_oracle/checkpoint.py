@@ -35,7 +35,8 @@ OPTIONAL = ("obs_mean", "obs_std", "log_std")
 PLAIN = ("activation", "distribution", "obs_clip", "nvec")
 
 Scale = Literal["box", "unit", "tanh"]
-"""How a mean becomes an action: as it is; with -1..1 stretched to low..high; the same after a tanh."""
+"""How a mean becomes an action: as it is; with -1..1 stretched to low..high, where all of these are
+finite; the same after a tanh."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class PolicyFile:
 def _scaled(means: Array, low: Array, high: Array, scale: Scale) -> Array:
     if scale == "box":
         return means
-    return low + ((np.tanh(means) if scale == "tanh" else means) + 1) / 2 * (high - low)
+    units = np.tanh(means) if scale == "tanh" else means
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return units  # as RLlib has it: what is open cannot be stretched onto
+    return low + (units + 1) / 2 * (high - low)
 
 
 def save_policy(

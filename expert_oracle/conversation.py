@@ -26,6 +26,8 @@ MAX_PACKED = 256
 """Questions in one message."""
 MAX_REMEMBERED = 256
 MAX_REMEMBERED_BYTES = 16 * 2**20
+MAX_ALL_BYTES = 256 * 2**20
+"""Of all clients' answers together."""
 FORGET_S = 120.0
 """How long a client that is gone may come back for what it was told."""
 MAX_GONE = 1024
@@ -36,10 +38,12 @@ MAX_GONE = 1024
 class Memory:
     """What one client asked and may not have heard the answer of."""
 
+    memories: Memories  # where it is one of
     waiting: dict[int, Asked] = field(default_factory=dict)
     replies: OrderedDict[int, pb.ActReply] = field(default_factory=OrderedDict)
     size: int = 0  # bytes of the replies
     streams: int = 0  # open ones
+    forgotten: bool = False
 
     def note(self, reply: pb.ActReply | Asked) -> None:
         """What became of a new question."""
@@ -56,12 +60,17 @@ class Memory:
             self._keep_reply(asked.reply)
 
     def _keep_reply(self, reply: pb.ActReply) -> None:
-        if reply.busy:
+        if reply.busy or self.forgotten:
             return  # it is to be asked again
         self.replies[reply.id] = reply
-        self.size += reply.ByteSize()
+        self._resize(reply.ByteSize())
         while len(self.replies) > MAX_REMEMBERED or self.size > MAX_REMEMBERED_BYTES:
-            self._drop_first()
+            self.drop_first()
+        self.memories.make_room(self)
+
+    def _resize(self, by: int) -> None:
+        self.size += by
+        self.memories.size += by
 
     def known(self, request_id: int) -> pb.ActReply | Asked | None:
         """The reply that may have been lost, or the question that still waits."""
@@ -73,23 +82,30 @@ class Memory:
     def forget_before(self, oldest: int) -> None:
         """The client has heard all before `oldest`."""
         while self.replies and next(iter(self.replies)) < oldest:
-            self._drop_first()
+            self.drop_first()
 
-    def _drop_first(self) -> None:
-        self.size -= self.replies.popitem(last=False)[1].ByteSize()
+    def drop_first(self) -> None:
+        self._resize(-self.replies.popitem(last=False)[1].ByteSize())
+
+    def forget(self) -> None:
+        """All of it, and what the expert may answer yet."""
+        self.forgotten = True
+        self.replies.clear()
+        self._resize(-self.size)
 
 
 class Memories:
     """Those of the clients with an open stream, and of those that went a short while ago."""
 
     def __init__(self) -> None:
+        self.size = 0  # bytes of the replies in all of them
         self._of: dict[str, Memory] = {}
         self._gone: OrderedDict[str, asyncio.TimerHandle] = OrderedDict()
 
     @contextlib.contextmanager
     def of(self, client: str) -> Iterator[Memory]:
         """The client's memory while it has a stream open."""
-        memory = self._of.setdefault(client, Memory())
+        memory = self._of.setdefault(client, Memory(self))
         memory.streams += 1
         if client in self._gone:
             self._gone.pop(client).cancel()
@@ -110,7 +126,15 @@ class Memories:
 
     def _forget(self, client: str) -> None:
         self._gone.pop(client).cancel()
-        del self._of[client]
+        self._of.pop(client).forget()
+
+    def make_room(self, grown: Memory) -> None:
+        """Forget who has been gone for longest; where nobody is, what the one that grew was told first."""
+        while self.size > MAX_ALL_BYTES and (self._gone or grown.replies):
+            if self._gone:
+                self._forget(next(iter(self._gone)))
+            else:
+                grown.drop_first()
 
 
 class Conversation:
@@ -198,6 +222,7 @@ class Conversation:
 
     def _await(self, asked: Asked) -> None:
         asked.owner = self
+        asked.question.resume()
         self._waiting[asked] = None
         asked.question.answer.add_done_callback(lambda _: self._hear(asked))
 

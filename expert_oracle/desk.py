@@ -14,7 +14,7 @@ import tree
 from expert_oracle.batching import Batcher, Busy, Late, Question, signature_of
 from expert_oracle.metrics import Figures, fault
 from tutelage import codec
-from tutelage.errors import TutelageError
+from tutelage.errors import OracleError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.types import Array, Tree
 
@@ -77,6 +77,7 @@ class Desk:
         """Observations [N, ...] that fit the space and hold no NaN, and N; or ValueError."""
         obs = codec.decode(request.obs, "obs")
         N, signature = signature_of(obs)
+        self._check_rows(obs, N)
         self.figures.rows += N
         if signature not in self._fitting:
             self._check(obs, signature)
@@ -87,6 +88,14 @@ class Desk:
                     raise ValueError(f"obs: NaN in {_bad_rows(leaf)} of {N} states")
         return obs, N
 
+    def _check_rows(self, obs: Tree, N: int) -> None:
+        """Raise ValueError for more rows than anybody asks for; empty ones cost nothing to send."""
+        most = self.batcher.most_rows
+        if most < N:
+            raise ValueError(f"obs: {N:,} states in one question, more than {most:,}")
+        if N and not (obs.size if type(obs) is np.ndarray else any(leaf.size for leaf in tree.flatten(obs))):
+            raise ValueError(f"obs: {N:,} states that hold nothing")
+
     def _check(self, obs: Tree, signature: Any) -> None:
         """Raise ValueError unless this kind of observations fits the space."""
         if self.observation_space is not None:
@@ -96,12 +105,15 @@ class Desk:
 
     def _answered(self, request_id: int, actions: Tree, start: float) -> pb.ActReply:
         reply = pb.ActReply(id=request_id)
-        codec.encode_into(reply.actions, actions, "actions")
+        try:
+            codec.encode_into(reply.actions, actions, "the expert's actions")
+        except ValueError as error:
+            raise OracleError(str(error)) from None
         self.figures.latency_s.observe(time.perf_counter() - start)
         return reply
 
     def _refused(self, request_id: int, error: Exception) -> pb.ActReply:
-        text = one_line(error)
+        text = _in_one_line(error)
         if isinstance(error, Busy):
             self.figures.refusals["busy"] += 1
             return pb.ActReply(id=request_id, busy=text)
@@ -121,7 +133,7 @@ def _bad_rows(array: Array) -> int:
     return int(np.isnan(array).reshape(len(array), -1).any(1).sum())
 
 
-def one_line(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     kind = "" if isinstance(error, ValueError | TutelageError | Busy) else f"{type(error).__name__}: "
     text = " ".join(f"{kind}{error}".split())
     return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 3] + "..."

@@ -20,11 +20,11 @@ import grpc
 
 from expert_oracle.access import TOKEN, ClientAccess
 from tutelage import codec
-from tutelage.errors import OracleError, TutelageError
+from tutelage.errors import OracleError, TutelageError, Unreachable
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
-OPTIONS: list[tuple[str, Any]] = [
+CLIENT_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.max_receive_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.keepalive_time_ms", 30_000),
@@ -60,7 +60,7 @@ class Ask:
 
 
 @dataclass(slots=True, eq=False)
-class Question:
+class Unanswered:
     """A request that waits for its reply."""
 
     request: pb.ActRequest
@@ -90,7 +90,7 @@ class Board:
         self.access = access
         self.description: pb.DescribeReply | None = None
         self.client = uuid.uuid4().hex
-        self.open: dict[int, Question] = {}  # asked and not answered, oldest first
+        self.open: dict[int, Unanswered] = {}  # asked and not answered, oldest first
         self.reason = "no time left"  # for which the last try to connect failed
         self._loop = loop
         self._deadline_s = deadline_s
@@ -99,12 +99,12 @@ class Board:
         self._window = window
         self._links = [Link(self, address, loop) for address in addresses]
         self._all = ", ".join(f"grpc://{address}" for address in addresses)
-        self._queue: deque[Question] = deque()  # for the next link that has room
+        self._queue: deque[Unanswered] = deque()  # for the next link that has room
         self._ids = itertools.count(1)
         self._turns = itertools.cycle(range(len(addresses)))
         self._hopes: list[asyncio.Future[pb.DescribeReply]] = []  # of those who wait for a description
-        self._down_since: float | None = None  # no link, or none that has answered since
-        self._patience_s = connect_timeout_s
+        self._down_since: float | None = None  # somebody waits, and no link is up
+        self._down_s = 0.0  # for how long that was so before, since the last answer
         self._watching: asyncio.Task[None] | None = None
 
     def ask(self, requests: Sequence[pb.ActRequest]) -> asyncio.Future[list[pb.ActReply]]:
@@ -112,7 +112,7 @@ class Board:
         ask = Ask(self._loop.create_future(), [None] * len(requests), len(requests))
         for place, request in enumerate(requests):
             request.id = next(self._ids)
-            question = Question(request, ask, place, request.ByteSize())
+            question = Unanswered(request, ask, place, request.ByteSize())
             self.open[request.id] = question
             self._queue.append(question)
         self._start()
@@ -129,11 +129,18 @@ class Board:
         return hope
 
     def close(self) -> asyncio.Future[Any]:
+        """Hang up; who waits is told. Who asks meanwhile has links again once these have ended."""
+        self.fail(OracleError("the connection was closed while an answer was awaited"))
         tasks = [task for task in (self._watching, *(link.task for link in self._links)) if task is not None]
         for task in tasks:
             task.cancel()
         self._watching = None
-        return asyncio.ensure_future(_ended(tasks), loop=self._loop)
+        return asyncio.ensure_future(self._ended(tasks), loop=self._loop)
+
+    async def _ended(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.is_wanted():
+            self._start()
 
     def _start(self) -> None:
         """Have links at work, those that are not."""
@@ -155,11 +162,21 @@ class Board:
         return len(self._links) == 1
 
     def note_down(self) -> None:
+        """Somebody waits, and no link is up."""
         if self._down_since is None:
             self._down_since = self._loop.time()
-            self._patience_s = (
-                self._connect_timeout_s if self.description is None else self._reconnect_timeout_s
-            )
+
+    def note_up(self) -> None:
+        """A stream is open. Only an answer renews the patience: a stream may break at each question."""
+        if self._down_since is not None:
+            self._down_s += self._loop.time() - self._down_since
+            self._down_since = None
+
+    def _forget_down(self) -> None:
+        self._down_since, self._down_s = None, 0.0
+
+    def _patience_s(self) -> float:
+        return self._connect_timeout_s if self.description is None else self._reconnect_timeout_s
 
     def assign(self) -> None:
         """Give what is queued to links that have room."""
@@ -188,15 +205,16 @@ class Board:
         if self.description is not None:
             return _difference(description, self.description)
         self.description = description
+        self._forget_down()
         for hope in self._hopes:
             if not hope.done():
                 hope.set_result(description)
         self._hopes.clear()
         return None
 
-    def settle(self, question: Question, reply: pb.ActReply, address: str) -> None:
+    def settle(self, question: Unanswered, reply: pb.ActReply, address: str) -> None:
         """A link has heard the reply to a question."""
-        self._down_since = None
+        self._forget_down()
         if reply.busy:
             self._ask_later(question, reply.busy, address)
             return
@@ -210,7 +228,7 @@ class Board:
         if not ask.left and not ask.done.done():
             ask.done.set_result(ask.replies)
 
-    def _ask_later(self, question: Question, why: str, address: str) -> None:
+    def _ask_later(self, question: Unanswered, why: str, address: str) -> None:
         """The service refuses to queue more: ask again after a pause that grows."""
         now = self._loop.time()
         question.busy_since = question.busy_since or now
@@ -223,14 +241,14 @@ class Board:
         pause_s = min(BUSY_S[0] * 2**question.busy_times, BUSY_S[1]) * random.uniform(0.5, 1.0)
         self._loop.call_later(pause_s, self.requeue, [question])
 
-    def requeue(self, questions: Sequence[Question]) -> None:
+    def requeue(self, questions: Sequence[Unanswered]) -> None:
         """Ask again what a link left unanswered, before all others."""
         self._queue.extendleft(reversed(questions))
         self.assign()
 
-    def _give_up(self, question: Question, why: str) -> None:
+    def _give_up(self, question: Unanswered, why: str) -> None:
         self.open.pop(question.request.id, None)
-        _fail(question.ask, OracleError(why))
+        _fail(question.ask, Unreachable(why))
 
     def fail(self, error: OracleError) -> None:
         """All who wait get the error."""
@@ -242,7 +260,7 @@ class Board:
         self.open.clear()
         self._queue.clear()
         self._hopes.clear()
-        self._down_since = None
+        self._forget_down()
 
     def refused(self) -> None:
         """A link gave up: so do all if the others have."""
@@ -258,9 +276,10 @@ class Board:
             for link in self._links:
                 if link.silence_s(now) > self._deadline_s:
                     self._hang_up(link)
-            down_s = now - (self._down_since or now)
-            if self.is_wanted() and down_s > self._patience_s:
-                self.fail(OracleError(self._nobody()))
+            if self._down_since is None:
+                continue
+            if self.is_wanted() and self._down_s + now - self._down_since > self._patience_s():
+                self.fail(Unreachable(self._nobody()))
 
     def _hang_up(self, link: Link) -> None:
         """Ask the others; if none has answered, tell who waits."""
@@ -274,9 +293,9 @@ class Board:
 
     def _nobody(self) -> str:
         if self.description is None:
-            what = f"no expert answers at {self._all}: tried for {self._patience_s:g} s"
+            what = f"no expert answers at {self._all}: tried for {self._patience_s():g} s"
         else:
-            what = f"the expert at {self._all} went away and is not back after {self._patience_s:g} s"
+            what = f"the expert at {self._all} went away and is not back after {self._patience_s():g} s"
         return f"{what} ({self.reason}); is the service running?"
 
 
@@ -294,22 +313,18 @@ def _difference(a: pb.DescribeReply, b: pb.DescribeReply) -> str | None:
     return f"it acts from {spaces[0]}, another of the service from {spaces[1]}"
 
 
-async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class Link:
     """A stream to one address, made again when it breaks."""
 
     def __init__(self, board: Board, address: str, loop: asyncio.AbstractEventLoop) -> None:
         self.address = address
-        self.open: dict[int, Question] = {}  # given to this link and not answered, oldest first
+        self.open: dict[int, Unanswered] = {}  # given to this link and not answered, oldest first
         self.stream: Any = None  # gRPC's; None: there is none at the moment
         self.task: asyncio.Task[None] | None = None
         self.refusal: str | None = None
         self._board = board
         self._loop = loop
-        self._outbox: deque[Question] = deque()
+        self._outbox: deque[Unanswered] = deque()
         self._more = asyncio.Event()
         self._heard_at = 0.0
         self._max_packed = 0
@@ -321,7 +336,7 @@ class Link:
             self.refusal = None
             self.task = self._loop.create_task(self._run())
 
-    def give(self, question: Question) -> None:
+    def give(self, question: Unanswered) -> None:
         question.given_at = self._loop.time()
         self.open[question.request.id] = question
         self._outbox.append(question)
@@ -359,7 +374,7 @@ class Link:
         """A channel to a service that has said who it is. OracleError where trying again is in vain."""
         pause_s = BACKOFF_S[0]
         while True:
-            channel = self._board.access.channel(self.address, OPTIONS)
+            channel = self._board.access.channel(self.address, CLIENT_OPTIONS)
             try:
                 await self._describe(channel)
                 return channel
@@ -398,6 +413,7 @@ class Link:
         names = ((codec.CLIENT, self._board.client), *self._board.access.metadata())
         self._hung_up = False
         self.stream = stream = stub.ActStream(metadata=names)
+        self._board.note_up()
         writer = self._loop.create_task(self._write(stream))
         self._board.assign()
         try:
@@ -420,7 +436,7 @@ class Link:
         unanswered = list(self.open.values())
         self.open.clear()
         self._outbox.clear()
-        if not self._board.is_up():
+        if self._board.is_wanted() and not self._board.is_up():
             self._board.note_down()
         self._board.requeue(unanswered)
 

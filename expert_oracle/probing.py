@@ -12,7 +12,7 @@ import tree
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from expert_oracle.access import ClientAccess
-from expert_oracle.links import OPTIONS
+from expert_oracle.links import CLIENT_OPTIONS
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.shared_loop import shared_loop
 from tutelage import codec
@@ -65,7 +65,7 @@ def ping(oracle: RemoteOracle) -> dict[str, Any]:
 
 
 async def _ping(address: str, access: ClientAccess) -> tuple[str, list[float]]:
-    async with access.channel(address, OPTIONS) as channel:
+    async with access.channel(address, CLIENT_OPTIONS) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         stub: Any = oracle_pb2_grpc.ExpertOracleStub(channel)
         names = access.metadata()
@@ -116,7 +116,7 @@ def unary_seconds(oracle: RemoteOracle, obs: Tree, seconds: float) -> list[float
 
 async def _unary(address: str, access: ClientAccess, obs: Tree, seconds: float) -> list[float]:
     names, taken = access.metadata(), []
-    async with access.channel(address, OPTIONS) as channel:
+    async with access.channel(address, CLIENT_OPTIONS) as channel:
         stub: Any = oracle_pb2_grpc.ExpertOracleStub(channel)
         end = time.perf_counter() + seconds
         while (start := time.perf_counter()) < end:

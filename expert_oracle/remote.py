@@ -30,9 +30,9 @@ class RemoteOracle:
     """The expert at `addresses`, each host:port; of several, all that answer share the questions.
 
     `deadline_s` without any answer, `connect_timeout_s` without anybody there at the first question, and
-    `reconnect_timeout_s` after a break end in OracleError. `tls`, `ca`, `cert`, `key`, `token`, `token_file`
-    and `server_name` are those of `ClientAccess`. Several threads may ask at once. It is picklable; the copy
-    connects anew.
+    `reconnect_timeout_s` without anybody there since the last answer end in OracleError. `tls`, `ca`, `cert`,
+    `key`, `token`, `token_file` and `server_name` are those of `ClientAccess`. Several threads may ask at
+    once. It is picklable; the copy connects anew.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RemoteOracle:
         return shared_loop().wait_for(lambda: self._board().describe())
 
     def close(self) -> None:
-        """Hang up; the next question would connect anew."""
+        """Hang up; who waits for an answer gets OracleError, and the next question would connect anew."""
         shared_loop().wait_for(lambda: self._board().close())
 
     def _pieces(self, obs: Tree) -> list[Tree]:

@@ -5,8 +5,8 @@
 The modules that PPO, APPO, IMPALA, BC, MARWIL, SAC and DQN have by default, with an MLP, are known. Weights
 come from `module_state`, spaces and activations from `class_and_ctor_args.pkl`, the statistics of a
 MeanStdFilter and `normalize_actions` from the Algorithm around it. Where RLlib normalises actions, a mean of
--1..1 is stretched onto the Box. SAC's mean goes through its tanh, which RLlib leaves out when it does not
-explore.
+-1..1 is stretched onto the Box if all its bounds are finite. SAC's mean goes through its tanh, which RLlib
+leaves out when it does not explore.
 """
 
 from __future__ import annotations

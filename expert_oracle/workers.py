@@ -96,7 +96,6 @@ class Keeper:
         self._worker = worker
         self._child: Any = None
         self._pipe: Any = None
-        self._stopping = False
 
     async def start(self) -> None:
         """Returns once the worker answers; raises what it could not start for."""

@@ -1,5 +1,7 @@
 """What goes wrong between client and expert service: each question is answered once, or its asker is told."""
 
+import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -17,12 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from expert_oracle import conversation
+from expert_oracle.access import ClientAccess
+from expert_oracle.links import Board
 from expert_oracle.loading import FunctionOracle
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
+from expert_oracle.shared_loop import shared_loop
 from tests.oracle_services import (
     free_port,
     line_to,
+    looping,
     process,
     request,
     running,
@@ -32,6 +38,7 @@ from tests.oracle_services import (
 from tutelage import codec
 from tutelage.errors import OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
+from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
 OBS = np.random.default_rng(0).random((64, 5), np.float32)
 FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
@@ -262,6 +269,38 @@ def test_a_question_under_way_when_the_line_broke_is_not_computed_again():
     assert Counter(expert.rows).most_common(1)[0][1] == 1
 
 
+def test_the_memory_of_all_clients_together_is_bounded():
+    replies = [pb.ActReply(id=number, error="x" * 2**20) for number in range(1, 16)]
+
+    async def come(memories, clients, stay):
+        for client in clients:
+            memory = stay.enter_context(memories.of(client))
+            for reply in replies:
+                memory.note(reply)
+
+    async def come_and_go():
+        memories = conversation.Memories()
+        for number in range(40):
+            with contextlib.ExitStack() as stay:
+                await come(memories, [f"gone {number}"], stay)
+        assert 0.9 * conversation.MAX_ALL_BYTES < memories.size <= conversation.MAX_ALL_BYTES
+        with memories.of("gone 39") as last, memories.of("gone 0") as first:
+            assert [last.known(reply.id) for reply in replies] == replies
+            assert first.known(1) is None
+        with contextlib.ExitStack() as stay:
+            await come(memories, [f"here {number}" for number in range(40)], stay)
+            assert memories.size <= conversation.MAX_ALL_BYTES
+            with memories.of("here 0") as first, memories.of("gone 39") as last:
+                assert [first.known(reply.id) for reply in replies] == replies
+                assert last.known(1) is None
+        for client in [*map("here {}".format, range(40))]:
+            with memories.of(client) as memory:
+                memory.forget_before(16)
+        assert memories.size == 0
+
+    asyncio.run(come_and_go())
+
+
 def test_a_line_that_breaks_again_and_again_costs_no_label_and_doubles_none():
     expert = Counting(0.002)
     obs = np.arange(20_000, dtype=np.float32).reshape(-1, 2)
@@ -290,6 +329,105 @@ def test_a_black_hole_ends_by_the_deadline():
         assert 0.7 < time.monotonic() - start < 3
         line("release")
         np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_first_answer_may_take_longer_than_to_connect():
+    with serving(Counting(1.0)) as address:
+        oracle = RemoteOracle([address], connect_timeout_s=0.4, deadline_s=30.0)
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_client_may_pause_between_its_first_words_and_its_first_question():
+    with serving(Counting(0.4)) as address:
+        oracle = RemoteOracle([address], connect_timeout_s=0.4)
+        oracle.describe()
+        time.sleep(0.8)
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_an_answer_after_a_break_may_take_longer_than_to_reconnect():
+    expert = Counting(1.5)
+    with serving(expert) as target, line_to(target) as (address, line), ThreadPoolExecutor(1) as pool:
+        oracle = RemoteOracle([address], reconnect_timeout_s=0.6)
+        answer = pool.submit(oracle.act, OBS)
+        until(lambda: oracle.describe() is not None)
+        time.sleep(0.3)
+        line("cut")
+        np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
+    assert len(expert.rows) == 64
+
+
+def test_who_waits_is_told_when_another_thread_closes():
+    expert = Counting()
+    expert.go.clear()
+    with serving(expert) as address, ThreadPoolExecutor(2) as pool:
+        oracle = RemoteOracle([address])
+        answers = [pool.submit(oracle.act, OBS) for _ in range(2)]  # one leads the loop, one follows
+        time.sleep(0.5)
+        oracle.close()
+        for answer in answers:
+            with pytest.raises(OracleError, match="the connection was closed"):
+                answer.result(5)
+        expert.go.set()
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_who_asks_while_a_client_hangs_up_is_answered():
+    async def ask(address):
+        patience = {"deadline_s": 5.0, "connect_timeout_s": 2.0, "reconnect_timeout_s": 2.0}
+        loop = asyncio.get_running_loop()
+        board = Board([address], ClientAccess(), loop=loop, window=4, **patience)
+        await board.ask([request(OBS)])
+        closing = board.close()
+        (reply,) = await board.ask([request(OBS)])
+        await closing
+        await board.close()
+        return codec.decode(reply.actions)
+
+    with serving(FIRST_TWO) as address:
+        np.testing.assert_array_equal(shared_loop().run(ask(address)), OBS[:, :2])
+
+
+def test_a_break_while_nobody_waits_costs_no_patience():
+    with serving(FIRST_TWO) as target, line_to(target) as (address, line):
+        idle, other = RemoteOracle([address], reconnect_timeout_s=0.5), RemoteOracle([target])
+        idle.act(OBS)
+        line("cut")
+        for _ in range(10):  # one that keeps the clients' loop running
+            other.act(OBS)
+            time.sleep(0.1)
+        line("hold")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(idle.act, OBS)
+            time.sleep(0.3)
+            line("release")
+            np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
+
+
+class Hasty(oracle_pb2_grpc.ExpertOracleServicer):
+    """A service that is well until it is asked something."""
+
+    async def Describe(self, request, context):
+        return pb.DescribeReply(name="hasty")
+
+    async def ActStream(self, request_iterator, context):
+        await context.read()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+
+def test_a_service_that_goes_away_at_each_question_is_an_error():
+    async def start():
+        service = grpc.aio.server()
+        oracle_pb2_grpc.add_ExpertOracleServicer_to_server(Hasty(), service)
+        port = service.add_insecure_port("127.0.0.1:0")
+        await service.start()
+        return service, port
+
+    with looping() as run:
+        service, port = run(start())
+        with pytest.raises(OracleError, match=r"went away and is not back after 1 s \(UNAVAILABLE: gone\)"):
+            RemoteOracle([f"127.0.0.1:{port}"], reconnect_timeout_s=1.0).act(OBS)
+        run(service.stop(1.0))
 
 
 def test_a_black_hole_at_the_start_ends_by_the_patience():

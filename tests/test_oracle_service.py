@@ -132,6 +132,36 @@ def test_bad_requests_are_answered_on_their_id_and_the_stream_goes_on(message, w
     assert by_id[1].WhichOneof("result") == by_id[2].WhichOneof("result") == "actions"
 
 
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            forged(dtype="float32", shape=[2**31 - 1, 0]),
+            "2,147,483,647 states in one question, more than",
+        ),
+        (forged(dtype="float32", shape=[5, 3, 0]), "obs: 5 states that hold nothing"),
+        (request((np.zeros((3, 0)), np.zeros((3, 0))), 3), "obs: 3 states that hold nothing"),
+        (request(np.zeros((65_537, 1), np.uint8), 3), "obs: 65,537 states in one question, more than 65,536"),
+    ],
+)
+def test_more_states_than_anybody_asks_for_are_not_put_to_the_expert(message, words):
+    expert = Slow(0.0)
+    with running(expert) as service, grpc.insecure_channel(service.address) as channel:
+        replies = list(stub_of(channel).ActStream(iter([message, request(OBS, 1)])))
+        assert service.service.figures.rows == 64
+    by_id = {reply.id: reply for reply in replies}
+    assert words in by_id[3].error
+    assert by_id[1].WhichOneof("result") == "actions"
+    assert expert.batches == [64]
+
+
+def test_some_parts_of_a_state_may_hold_nothing():
+    expert = FunctionOracle(lambda obs: obs["a"])
+    with serving(expert, max_waiting=16) as address:
+        actions = RemoteOracle([address]).act({"a": OBS, "b": np.zeros((64, 0))})
+    np.testing.assert_array_equal(actions, OBS)
+
+
 def test_garbage_ends_its_own_stream_only():
     with serving(FIRST_TWO) as address, grpc.insecure_channel(address) as channel:
         raw = channel.stream_stream("/tutelage.v1.ExpertOracle/ActStream")
@@ -151,6 +181,144 @@ def test_an_expert_that_fails_answers_only_the_guilty_with_an_error():
             ):
                 answers[1].result()
         np.testing.assert_array_equal(bad.act(OBS), OBS[:, :2])
+
+
+class Choosy:
+    """Fails by `error` where a row is among the guilty; notes how large its batches were."""
+
+    def __init__(self, guilty, error=RuntimeError):
+        self.guilty, self.error = guilty, error
+        self.go = threading.Event()
+        self.batches = []
+
+    def act(self, obs):
+        self.batches.append(len(obs))
+        if obs[0, 0] < 0:
+            self.go.wait(20)
+        elif np.isin(obs[:, 0], self.guilty).any():
+            raise self.error("no")
+        return obs
+
+
+def joined(service, expert, n, then=lambda: None):
+    """The replies of n questions that share one call, by their ids, and how large that call's parts were."""
+    with grpc.insecure_channel(service.address) as channel:
+        stub = stub_of(channel)
+        first = stub.Act.future(request(np.full((1, 1), -1.0)))
+        while not expert.batches:
+            time.sleep(0.01)
+        others = [stub.Act.future(request(np.full((1, 1), float(k)), k)) for k in range(n)]
+        while service.batcher.figures.waiting_rows < n:
+            time.sleep(0.01)
+        then()
+        expert.go.set()
+        first.result()
+        replies = [other.result() for other in others]
+    return {reply.id: reply for reply in replies}, expert.batches[1:]
+
+
+@pytest.mark.parametrize("guilty", [[0], [63], [17], [3, 40], [8, 9, 10, 11]])
+def test_of_questions_that_share_a_call_the_guilty_are_found_in_halves(guilty):
+    expert = Choosy(guilty)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 64)
+    assert [k for k in range(64) if replies[k].error] == guilty
+    assert len(batches) <= 2 * 6 * len(guilty) + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"), [(RuntimeError, 8), (ValueError, 8), (TimeoutError, 1), (ConnectionResetError, 1)]
+)
+def test_an_expert_that_always_fails_is_not_asked_for_each(error, calls):
+    expert = Choosy(range(64), error)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 64)
+    assert all(f"{error.__name__}: no" in reply.error for reply in replies.values())
+    assert len(batches) == calls
+
+
+def test_a_service_behind_a_service_that_is_gone_is_asked_once():
+    gone = RemoteOracle([f"127.0.0.1:{free_port()}"], connect_timeout_s=0.3)
+
+    class Behind(Choosy):
+        def act(self, obs):
+            return gone.act(obs) if obs[0, 0] >= 0 and super().act(obs) is not None else super().act(obs)
+
+    expert = Behind([])
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 8)
+    assert all("no expert answers" in reply.error for reply in replies.values())
+    assert batches == [8]
+
+
+def test_a_call_is_not_repeated_for_questions_that_nobody_waits_for():
+    class Left(Choosy):
+        """Its first joined call fails once the stream is gone."""
+
+        def act(self, obs):
+            if len(obs) == 12:
+                call.cancel()
+                while service.service.figures.streams:
+                    time.sleep(0.01)
+            return super().act(obs)
+
+    def messages():
+        yield from (request(np.full((1, 1), 90.0), k) for k in range(8))
+        over.wait(20)
+
+    expert, over = Left([3]), threading.Event()
+    with running(expert) as service, grpc.insecure_channel(service.address) as channel:
+        call: Any = None
+
+        def ask_more():
+            nonlocal call
+            call = stub_of(channel).ActStream(messages())
+            while service.batcher.figures.waiting_rows < 12:
+                time.sleep(0.01)
+
+        replies, batches = joined(service, expert, 4, ask_more)
+        over.set()
+    assert [k for k in range(4) if replies[k].error] == [3]
+    assert batches[0] == 12
+    assert sum(batches[1:]) <= 4 + 4 + 2  # those for which somebody waits, in halves
+
+
+class Panic(BaseException):
+    """What extensions in other languages raise."""
+
+
+@pytest.mark.parametrize("fault", [SystemExit, Panic, asyncio.CancelledError, KeyboardInterrupt])
+def test_an_expert_that_would_end_the_process_ends_nothing(fault):
+    def act(obs):
+        if (obs < 0).any():
+            raise fault("over")
+        return obs[:, :2]
+
+    with serving(FunctionOracle(act)) as address:
+        oracle = RemoteOracle([address], deadline_s=5.0)
+        for _ in range(3):  # in a thread; then on the event loop, once it has been quick
+            with pytest.raises(OracleError, match=f"could not answer: {fault.__name__}: over$"):
+                oracle.act(-OBS)
+            for _ in range(3):
+                np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_what_the_expert_does_wrong_is_not_its_askers_fault():
+    def act(obs):
+        if obs[0, 0] == 0:
+            raise ValueError("my model file is gone")
+        return obs[1:] if obs[0, 0] == 1 else np.full(len(obs), None)
+
+    with running(FunctionOracle(act)) as service:
+        oracle, refusals = RemoteOracle([service.address]), service.service.figures.refusals
+        for kind, words in (
+            (0, "ValueError: my model file is gone"),
+            (1, "the expert's actions: expected leading axes"),
+            (2, "the expert's actions: dtype object cannot be sent"),
+        ):
+            with pytest.raises(OracleError, match=words):
+                oracle.act(np.full((4, 3), kind, np.float32))
+            assert refusals == {"failed": kind + 1}
 
 
 def test_an_expert_that_returns_too_few_rows_is_an_error():

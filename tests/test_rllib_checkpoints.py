@@ -16,6 +16,7 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from ray.rllib.algorithms.sac.sac_catalog import SACCatalog
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from expert_oracle.loading import OracleSpec
 from expert_oracle.pickled import read_pickle
@@ -69,6 +70,22 @@ def test_ppo_of_a_box(tmp_path, config):
     np.testing.assert_allclose(expert.act(OBS), stretched(means), atol=1e-5)
     raw = OracleSpec(f"rllib:{tmp_path / 'module'}", {"normalize_actions": False}).build()
     np.testing.assert_allclose(raw.act(OBS), np.clip(means, BOX.low, BOX.high), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-np.inf, np.inf, (3,)),
+        spaces.Box(np.array([-1, -np.inf, 3], np.float32), np.array([1, 5, np.inf], np.float32)),
+    ],
+    ids=["open", "partly"],
+)
+def test_actions_of_an_open_box_stay_as_they_are(tmp_path, space):
+    made = module(DefaultPPOTorchRLModule, space, config=DefaultModelConfig())
+    made.save_to_path(tmp_path / "module")
+    actions = OracleSpec(f"rllib:{tmp_path / 'module'}").build().act(OBS)
+    expected = np.asarray(unsquash_action(parameters(made)[:, :3], space))
+    np.testing.assert_allclose(actions, np.clip(expected, space.low, space.high), atol=1e-5)
 
 
 def test_ppo_of_integers(tmp_path):

@@ -13,6 +13,10 @@ class OracleError(TutelageError):
     """An expert that cannot be reached, or whose answers cannot be used."""
 
 
+class Unreachable(OracleError):
+    """An expert that is not there, or says nothing: another question would fare no better now."""
+
+
 class TrainingError(TutelageError):
     """Training that cannot go on: the loss diverged, or nobody is left to collect."""
 
