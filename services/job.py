@@ -33,6 +33,7 @@ from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe
 
 CONTROL = "control.json"  # a request to a run that goes on
+STARTS = 2
 RESTARTS = 3  # in a row, of a trainer whose learner died, from the last checkpoint
 SPARE_CPUS = 16  # of a Ray started here, for `tutelage scale`: they are tickets, not cores
 
@@ -54,7 +55,24 @@ def start_ray(config: TrainerConfig, *, spare_cpus: int = 0) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cpus = max(os.cpu_count() or 1, cpus_wanted(config)) + spare_cpus
     with nothing_on_stderr():
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        start_here(num_cpus=cpus, include_dashboard=False, **quiet)
+
+
+def start_here(**settings: Any) -> None:
+    """Start a Ray on this machine; once more where it was too busy to start within Ray's half a minute.
+
+    Raises TrainingError where that did not help.
+    """
+    for attempt in range(STARTS):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises no type of its own
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == STARTS - 1:
+                raise TrainingError("Ray did not start in a minute; is the machine overloaded?") from error
 
 
 @contextlib.contextmanager

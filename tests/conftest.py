@@ -24,7 +24,9 @@ def ray_session() -> Iterator[None]:
     """A Ray of this machine for all tests that need one; starting it takes seconds."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    from services.job import start_here
+
+    start_here(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 
