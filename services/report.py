@@ -237,8 +237,11 @@ def _count(number: int | None) -> str:
 
 # Plots
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
-MARKERS = ("o", "s", "D", "^", "v", "P")  # a second cue beside colour
+COLOURS = (  # Okabe & Ito (2008), its black and, for its yellow, Tol's wine
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#000000", "#882255"),
+)
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")  # a second cue beside colour
 INK, FAINT = "#333333", "#8A8A8A"
 AXES = {"env_steps": "environment steps", "expert_labels": "expert labels", "round": "round"}
 
@@ -322,7 +325,7 @@ def _moves(run: Run, key: str) -> bool:
 
 def _draw(figure: Figure, groups: Groups, axes: Sequence[str]) -> None:
     labels = list(dict.fromkeys(label for settings in groups.values() for label in settings))
-    looks = {label: (COLOURS[i % 6], MARKERS[i % 6]) for i, label in enumerate(labels)}
+    looks = {label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(labels)}
     grid = figure.subplots(len(groups), len(axes), squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
     for panels, (env, settings) in zip(grid, groups.items(), strict=True):
