@@ -177,8 +177,10 @@ class Embedded:
         said = [line.split(" # ", 1)[-1].strip() for line in lines if " # " in line]
         why = said[-1] if said else f"it ended with {self._server.returncode if self._server else '?'}"
         if any("Bad file format" in line for line in said):
-            rebuild = f"`tutelage doctor --store {self.folder}` rebuilds it from the ledger of answers"
-            return f"{self.folder / 'appendonlydir'} is damaged; {rebuild}"
+            return (
+                f"{self.folder / 'appendonlydir'} is damaged; move {self.folder} away and start anew: "
+                "`Queue.restore` puts the answers of the ledger back"
+            )
         return f"{why} ({self.log})"
 
     def _reap(self) -> None:
