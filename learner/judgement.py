@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +18,7 @@ LIMITS = ("doubt", "risk", "difference", "calm")
 """By which ThriftyDAgger's expert takes over and hands back."""
 
 
-class SelfJudgement:
+class SelfJudgement(abc.ABC):
     """The part of `learner.nets.PolicyModule` by which experts take over."""
 
     action_space: Any
@@ -28,11 +29,13 @@ class SelfJudgement:
     risk_net: nn.Module
     limits_of: Tensor  # [4] float32
 
+    @abc.abstractmethod
     def policy(self, obs: Tree) -> Params:
-        raise NotImplementedError
+        """Distribution parameters [N, P] of the policy."""
 
+    @abc.abstractmethod
     def members(self, obs: Tree) -> Params:
-        raise NotImplementedError
+        """Those of each member [M, N, P]."""
 
     def doubt(self, obs: Tree) -> Tensor:
         """How far the members are apart [N]: the variance of their actions, averaged over the components, in

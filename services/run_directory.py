@@ -285,7 +285,9 @@ def _refuse_taken(path: Path) -> None:
         raise ConfigError(f"{path} is a folder with other things in it; choose another --run")
 
 
-def take_lock(path: Path) -> TextIO:
+def take_lock(
+    path: Path, *, used: str = "being trained", advice: str = "wait for it or choose another --run"
+) -> TextIO:
     """Hold a folder until the file is closed, or the process ends, however. ConfigError if another does."""
     file = (path / LOCK).open("a+", encoding="utf-8")
     try:
@@ -294,9 +296,7 @@ def take_lock(path: Path) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise ConfigError(
-            f"{path} is being trained by {holder}; wait for it or choose another --run"
-        ) from None
+        raise ConfigError(f"{path} is {used} by {holder}; {advice}") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()

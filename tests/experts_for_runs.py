@@ -68,3 +68,16 @@ class Counting:
             with self.file.open("ab") as file:
                 file.write(b"." * len(obs))
         return self.expert.act(obs)
+
+
+class FailsAfter:
+    """The scripted expert, for so many calls."""
+
+    def __init__(self, calls):
+        self.left, self.expert = calls, OracleSpec("scripted:cartpole").build()
+
+    def act(self, obs):
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionError("gone")
+        return self.expert.act(obs)

