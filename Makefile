@@ -44,12 +44,14 @@ BENCH ?= startup rollout learner dagger oracle peers
 bench: setup
 	@set -e; for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name --json; done
 
-# MuJoCo draws its pictures with EGL or OSMesa, which pip cannot bring.
+# MuJoCo draws its pictures with EGL or OSMesa, and the page is tried in Chromium: pip brings neither.
 GL_FOUND = $(PYTHON) -c 'from ctypes.util import find_library as f; raise SystemExit(not (f("EGL") or f("OSMesa")))'
+CAN_INSTALL = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y
 system-packages:
-	@$(GL_FOUND) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		apt-get update -qq && apt-get install -qq -y libegl1 libgl1-mesa-dri >/dev/null; } || \
+	@$(GL_FOUND) || { $(CAN_INSTALL) libegl1 libgl1-mesa-dri >/dev/null; } || \
 		echo "No OpenGL without a screen: tests that draw are skipped. Install libegl1 and libgl1-mesa-dri, or libosmesa6."
+	@command -v chromium >/dev/null || { $(CAN_INSTALL) chromium >/dev/null; } || \
+		echo "No Chromium: tests of the page are skipped. Install chromium."
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
