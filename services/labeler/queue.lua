@@ -3,7 +3,7 @@
 -- The labeler's queue: every change of it is one of these functions, so that none is ever half made.
 -- `services.labeler.queue` says what they are for. KEYS[1] is the prefix of all keys, in one {hash tag}.
 --
---   :query:ID     hash     kind body gold member score wanted answered leased broken state only never
+--   :query:ID     hash     kind body gold member score at wanted answered leased broken state only never
 --   :with:ID      hash     annotator -> "lease", "answer:EVENT", "skip"
 --   :open         zset     what can be leased, best first; the member ends in ID
 --   :leases       zset     "ID\nANNOTATOR" -> when it ends, in ms
@@ -13,7 +13,9 @@
 --   :dead         hash     ID -> why
 --   :counts       hash     totals
 --   :banned       set
---   :paused       string
+--   :paused       string   "1" nothing is leased; "drain" nothing new is
+--   :depth        hash     kind -> how many of :open are of it
+--   :since        zset     what is in :open -> when it was asked, in ms
 
 local KEEP_BODY_MS = 600000  -- an answer may be undone meanwhile
 local SCANNED = 2000         -- open queries that are looked at for one lease
@@ -34,12 +36,16 @@ end
 
 -- In the index exactly while it is open and somebody could still take it.
 local function index(p, id)
-  local got = redis.call('HMGET', query_key(p, id), 'state', 'member', 'score')
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'member', 'score', 'kind', 'at')
   local wanted, answered, leased = numbers(p, id)
   if got[1] == 'open' and wanted > answered + leased then
-    redis.call('ZADD', p .. ':open', got[3], got[2])
-  else
-    redis.call('ZREM', p .. ':open', got[2])
+    if redis.call('ZADD', p .. ':open', got[3], got[2]) == 1 then
+      redis.call('HINCRBY', p .. ':depth', got[4], 1)
+      redis.call('ZADD', p .. ':since', got[5], got[2])
+    end
+  elseif redis.call('ZREM', p .. ':open', got[2]) == 1 then
+    redis.call('HINCRBY', p .. ':depth', got[4], -1)
+    redis.call('ZREM', p .. ':since', got[2])
   end
 end
 
@@ -97,9 +103,9 @@ local function submit(keys, args)
   if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
   local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
   redis.call('HSET', query_key(p, id), 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5],
-    'only', args[6], 'never', args[7], 'gold', args[8], 'member', member, 'answered', 0, 'leased', 0,
-    'broken', 0, 'state', 'open')
-  redis.call('ZADD', p .. ':open', args[4], member)
+    'only', args[6], 'never', args[7], 'gold', args[8], 'member', member, 'at', now_ms(), 'answered', 0,
+    'leased', 0, 'broken', 0, 'state', 'open')
+  index(p, id)
   return 1
 end
 
@@ -109,7 +115,8 @@ local function lease(keys, args)
   local now = now_ms()
   expire(p, now)
   if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return redis.error_reply('BANNED') end
-  if redis.call('EXISTS', p .. ':paused') == 1 then return {} end
+  local paused = redis.call('GET', p .. ':paused')
+  if paused and paused ~= 'drain' then return {} end
   local kinds, taken = {}, {}
   for i = 4, #args do kinds[args[i]] = true end
   for _, id in ipairs(redis.call('SMEMBERS', p .. ':held:' .. who)) do
@@ -119,6 +126,7 @@ local function lease(keys, args)
       taken[#taken + 1] = shown(p, id, who)
     end
   end
+  if paused then return taken end
   local from = 0
   while #taken < n and from < SCANNED do
     local page = redis.call('ZRANGE', p .. ':open', from, from + 63)
@@ -262,7 +270,7 @@ local function restore(keys, args)
   if redis.call('EXISTS', query_key(p, id)) == 0 then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
     redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[7], 'only', '', 'never', '',
-      'gold', args[6], 'member', member, 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'done')
+      'gold', args[6], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'done')
   end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 0 end
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,

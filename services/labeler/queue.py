@@ -31,6 +31,10 @@ MAX_BODY = 64 * 2**10  # bytes
 Outcome = Literal["accepted", "duplicate", "lost", "unknown"]
 
 
+class Banned(ServiceError):
+    """An annotator who is asked nothing any more."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What annotators are asked. Made by: the service. Eaten by: the queue."""
@@ -119,14 +123,14 @@ class Queue:
     def lease(self, annotator: str, *, n: int = 1, kinds: Sequence[str] = ()) -> list[Lease]:
         """At most `n` questions for this annotator: those that it has, and new ones, best first.
 
-        Raises ServiceError for a banned annotator.
+        Raises Banned.
         """
         _check_name("annotator", annotator)
         try:
             taken = self._call("lease", annotator, self._lease_ms, n, *kinds)
         except redis.ResponseError as error:
             if "BANNED" in str(error):
-                raise ServiceError(f"annotator {annotator} is banned") from None
+                raise Banned(f"annotator {annotator} is banned") from None
             raise
         return [_lease(*entry) for entry in taken]
 
@@ -169,12 +173,33 @@ class Queue:
         """Lease nothing more to this annotator; what it has goes back to the others."""
         self._call("ban", annotator, int(banned))
 
-    def pause(self, paused: bool = True) -> None:
-        """Lease nothing to anybody; answers are still taken."""
+    def banned(self) -> set[str]:
+        """Who is."""
+        return {_text(name) for name in self._store.smembers(f"{self._prefix}:banned")}  # type: ignore[union-attr]
+
+    def pause(self, paused: bool = True, *, drain: bool = False) -> None:
+        """Lease nothing to anybody; answers are still taken. drain: who has questions already keeps them."""
         if paused:
-            self._store.set(f"{self._prefix}:paused", 1)
+            self._store.set(f"{self._prefix}:paused", "drain" if drain else "1")
         else:
             self._store.delete(f"{self._prefix}:paused")
+
+    def paused(self) -> bool:
+        """Also while it is drained."""
+        return bool(self._store.exists(f"{self._prefix}:paused"))
+
+    def depth(self) -> dict[str, int]:
+        """How many questions are open, by kind."""
+        kinds: Any = self._store.hgetall(f"{self._prefix}:depth")
+        return {_text(kind): int(n) for kind, n in sorted(kinds.items()) if int(n)}
+
+    def oldest_wait_s(self) -> float:
+        """How long the oldest open question has been so; 0 where there is none."""
+        oldest: Any = self._store.zrange(f"{self._prefix}:since", 0, 0, withscores=True)
+        if not oldest:
+            return 0.0
+        seconds, micros = self._store.time()  # type: ignore[misc]
+        return max(0.0, seconds + micros / 1e6 - oldest[0][1] / 1000)
 
     def counts(self) -> dict[str, int]:
         """Totals, and how many questions are open, leased and dead at the moment."""
