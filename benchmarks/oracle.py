@@ -320,7 +320,7 @@ def trainer(address: str, folder: str) -> Any:
     return config.build_algo()
 
 
-def seconds_per_step(trainer: Any, rounds: int = 8) -> float:
+def seconds_per_step(trainer: Any, rounds: int = 16) -> float:
     before, start = trainer.env_steps, time.perf_counter()
     for _ in range(rounds):
         trainer.train()

@@ -58,6 +58,8 @@ class TrainerConfig(AlgorithmConfig):
         self.rollout_fragment_length = 128
         self.delay_between_env_runner_restarts_s = 1.0
         self.env_runner_health_probe_timeout_s = 60.0
+        self.merge_env_runner_states = False  # ours have none; asking for them waits for rollouts under way
+        self.broadcast_env_runner_states = False
         self.evaluation_interval = 1
         self.evaluation_duration = 20
         self.log_level = "ERROR"

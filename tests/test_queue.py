@@ -239,3 +239,15 @@ def test_answers_of_a_ledger_are_put_back_once(store, queue):
     assert again.restore(events) == 0
     assert [event.body for event in again.events()[0]] == [{"i": 0}, {"i": 2}]
     assert again.submit([Question("q0", "comparison"), Question("q1", "comparison")]) == 1
+
+
+def test_answers_are_put_back_into_questions_that_were_asked_again(store, queue):
+    queue.submit([Question(f"q{i}", "comparison", wanted=2) for i in range(2)])
+    for name, asked in (("anna", 2), ("bert", 1)):
+        for lease in queue.lease(name, n=asked):
+            queue.answer(lease.id, name, {})
+    again = Queue(store, f"{queue._prefix}-again")
+    again.submit([Question(f"q{i}", "comparison", wanted=2) for i in range(2)])
+    assert again.restore(queue.events()[0]) == 3
+    assert [lease.id for lease in again.lease("carl", n=2)] == ["q1"]  # q0 has its two
+    assert again.lease("anna", n=2) == []

@@ -80,6 +80,18 @@ local function expire(p, now)
   return #late
 end
 
+-- The answer of WHO is there: the question is done once it has all that were wanted.
+local function settle(p, id, who, event)
+  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
+  local answered = redis.call('HINCRBY', query_key(p, id), 'answered', 1)
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'wanted')
+  if got[1] == 'open' and answered >= tonumber(got[2]) then
+    redis.call('HSET', query_key(p, id), 'state', 'done')
+    redis.call('ZADD', p .. ':finished', now_ms(), id)
+  end
+  index(p, id)
+end
+
 local function among(names, who)  -- names are "\nANNA\nBERT\n"
   return string.find(names, '\n' .. who .. '\n', 1, true) ~= nil
 end
@@ -179,13 +191,7 @@ local function answer(keys, args)
   local got = redis.call('HMGET', query_key(p, id), 'kind', 'gold')
   local event = redis.call('XADD', p .. ':answers', '*', 'type', 'answer', 'id', id, 'kind', got[1],
     'who', who, 'body', args[3], 'gold', got[2])
-  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
-  local answered = redis.call('HINCRBY', query_key(p, id), 'answered', 1)
-  if state == 'open' and answered >= tonumber(redis.call('HGET', query_key(p, id), 'wanted')) then
-    redis.call('HSET', query_key(p, id), 'state', 'done')
-    redis.call('ZADD', p .. ':finished', now_ms(), id)
-  end
-  index(p, id)
+  settle(p, id, who, event)
   count(p, 'answered')
   return {'accepted', event}
 end
@@ -275,8 +281,7 @@ local function restore(keys, args)
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 0 end
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
     'body', args[5], 'gold', args[6])
-  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
-  redis.call('HINCRBY', query_key(p, id), 'answered', 1)
+  settle(p, id, who, event)
   count(p, 'answered')
   return 1
 end
