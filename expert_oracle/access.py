@@ -79,12 +79,13 @@ class ServerAccess:
         lacking = [] if self.tls_cert else ["TLS (--tls-cert, --tls-key)"]
         if not self.token_file and not self.client_ca:
             lacking.append("tokens (--token-file) or client certificates (--client-ca)")
-        if not lacking or _is_loopback(address.rpartition(":")[0]):
+        if not lacking or is_loopback(address.rpartition(":")[0]):
             return None
         return f"{address} can be reached from other machines and has no {' and no '.join(lacking)}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host == "localhost" or host.startswith("unix:")

@@ -21,11 +21,24 @@ app = typer.Typer(
 )
 oracle_app = typer.Typer(help="Experts as services.", no_args_is_help=True)
 app.add_typer(oracle_app, name="oracle")
+labeler_app = typer.Typer(help="Questions to people and machines, and their answers.", no_args_is_help=True)
+app.add_typer(labeler_app, name="labeler")
 
 
 class LogFormat(enum.Enum):
     text = "text"
     json = "json"
+
+
+class Switch(enum.Enum):
+    on = "on"
+    off = "off"
+
+
+class RoleName(enum.Enum):
+    annotator = "annotator"
+    operator = "operator"
+    trainer = "trainer"
 
 
 ConfigArgument = Annotated[
@@ -40,6 +53,12 @@ AddressArgument = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Of th
 ClientArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="How to connect, e.g. `ca=ca.pem token_file=token`."),
+]
+LabelerFolder = Annotated[
+    Path | None, typer.Option(help="Where its questions and answers are kept; default `labeler`.")
+]
+LabelerRun = Annotated[
+    Path | None, typer.Option(help="The run that asks: the labeler is kept in its folder.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the result as JSON.")]
 
@@ -232,6 +251,83 @@ def oracle_bench(
 
     batches = batch or [1, 64, 1024]
     _finish(bench_command(address, arguments or [], batches=batches, seconds=seconds, shape=shape), as_json)
+
+
+@labeler_app.command("serve")
+def labeler_serve(
+    folder: LabelerFolder = None,
+    run: LabelerRun = None,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT of the page; port 0 picks a free one.")
+    ] = "127.0.0.1:8080",
+    grpc_address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="For machines, by gRPC; empty: none.")
+    ] = "",
+    store: Annotated[
+        str, typer.Option(metavar="URL", help="A Redis or Valkey; default: one of its own.")
+    ] = "",
+    access: Annotated[
+        Switch, typer.Option(help="`off` lets everybody on this machine in; for the loopback only.")
+    ] = Switch.on,
+    token_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Machines that are let in, one a line: `TOKEN ROLE NAME`.")
+    ] = "",
+    tls_cert: Annotated[str, typer.Option(metavar="PEM", help="Encrypt, with this certificate.")] = "",
+    tls_key: Annotated[str, typer.Option(metavar="PEM", help="The certificate's key.")] = "",
+    repeats: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of questions that people are asked again later.")
+    ] = 0.05,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of questions that one person more is asked.")
+    ] = 0.1,
+    invite: Annotated[bool, typer.Option("--invite", help="Print new links that let people in.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Begin with 40 comparisons of HalfCheetah to try the page with.")
+    ] = False,
+) -> None:
+    """Serve the page that people answer on, until SIGTERM or Ctrl-C.
+
+    It says which links to open. Everything is in its folder: stopped or killed, it goes on where it was.
+    """
+    from expert_oracle.access import ServerAccess
+    from expert_oracle.metrics import log_to_stderr
+    from services.labeler.serve import Settings, folder_of, serve_command
+
+    log_to_stderr("text")
+    settings = Settings(
+        folder_of(folder, run),
+        run=run,
+        address=address,
+        grpc_address=grpc_address,
+        store=store,
+        access=access is Switch.on,
+        token_file=token_file,
+        tls=ServerAccess(tls_cert, tls_key),
+        repeats=repeats,
+        overlap=overlap,
+    )
+    serve_command(settings, invite=invite, demo=demo)
+
+
+@labeler_app.command("invite")
+def labeler_invite(
+    folder: LabelerFolder = None,
+    run: LabelerRun = None,
+    role: Annotated[
+        RoleName, typer.Option(help="What they may do; a trainer gets a token.")
+    ] = RoleName.annotator,
+    uses: Annotated[int, typer.Option(min=1, max=10_000, help="How many people it lets in.")] = 1,
+    name: Annotated[str, typer.Option(help="Whom it is for; needed for a token.")] = "",
+    token: Annotated[bool, typer.Option("--token", help="A token for a machine instead.")] = False,
+    store: Annotated[str, typer.Option(metavar="URL", help="That of the service, if not its own.")] = "",
+    url: Annotated[str, typer.Option(help="What people reach the service by.")] = "http://127.0.0.1:8080",
+) -> None:
+    """Print a new link, or a machine's token, for a labeler that is being served."""
+    from services.labeler.serve import folder_of, invite_command
+
+    machine = token or role is RoleName.trainer
+    said = invite_command(folder_of(folder, run), store, role.value, uses=uses, name=name, machine=machine)
+    typer.echo(said if machine else f"{url.rstrip('/')}/invite/{said}")
 
 
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:

@@ -57,6 +57,7 @@ class Lease:
     kind: str
     body: Mapping[str, Any]
     ends_at: float  # seconds since the epoch, by the store's clock
+    began_at: float = 0.0  # likewise
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Queue:
     # For those who answer
 
     def lease(self, annotator: str, *, n: int = 1, kinds: Sequence[str] = ()) -> list[Lease]:
-        """At most `n` questions for this annotator: those that it has, and new ones, best first.
+        """At most `n` questions for this annotator: those that it has, the oldest first, then new ones, best
+        first.
 
         Raises Banned.
         """
@@ -165,6 +167,25 @@ class Queue:
         """Ask a dead or withdrawn question again."""
         return bool(self._call("requeue", question))
 
+    def bury(self, question: str, why: str) -> bool:
+        """Make a dead letter of a question that could not be asked; False where it was."""
+        return bool(self._call("bury", question, why))
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of them that were never asked and are no dead letters."""
+        pipe = self._store.pipeline(transaction=False)
+        for question in ids:
+            pipe.exists(f"{self._prefix}:query:{question}")
+            pipe.hexists(f"{self._prefix}:dead", question)
+        known: list[Any] = pipe.execute()
+        return [q for q, asked, dead in zip(ids, known[::2], known[1::2], strict=True) if not asked + dead]
+
+    def look_up(self, question: str) -> tuple[str, Mapping[str, Any] | None] | None:
+        """Its kind and body, which is None a while after it is done; None where there is no such question."""
+        fields: Any = self._store.hmget(f"{self._prefix}:query:{question}", ["kind", "body"])
+        kind, body = fields
+        return None if kind is None else (_text(kind), None if body is None else json.loads(body))
+
     def dead(self) -> dict[str, str]:
         """Why, by the ids of those that nobody could answer."""
         return {_text(k): _text(v) for k, v in self._store.hgetall(f"{self._prefix}:dead").items()}  # type: ignore[union-attr]
@@ -205,7 +226,7 @@ class Queue:
         """Totals, and how many questions are open, leased and dead at the moment."""
         pipe = self._store.pipeline(transaction=True)
         pipe.hgetall(f"{self._prefix}:counts")
-        pipe.zcard(f"{self._prefix}:open")
+        pipe.zcard(f"{self._prefix}:since")
         pipe.zcard(f"{self._prefix}:leases")
         pipe.hlen(f"{self._prefix}:dead")
         totals, *now = pipe.execute()
@@ -263,8 +284,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _lease(question: bytes, kind: bytes, body: bytes, ends_ms: bytes) -> Lease:
-    return Lease(_text(question), _text(kind), json.loads(body), float(ends_ms) / 1000)
+def _lease(question: bytes, kind: bytes, body: bytes, ends_ms: bytes, began_us: bytes) -> Lease:
+    ends_at, began_at = float(ends_ms) / 1000, float(began_us) // 1000 / 1000
+    return Lease(_text(question), _text(kind), json.loads(body), ends_at, began_at)
 
 
 def _event(entry: Any) -> Event:

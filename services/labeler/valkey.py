@@ -98,6 +98,16 @@ class Embedded:
         self._lock.close()
         self._lock = None
 
+    def restart_if_dead(self) -> bool:
+        """Start the server again if it has died while it is ours; whether it had."""
+        lives = self._server is not None and self._server.poll() is None
+        if self._lock is None or lives or self._is_there():
+            return False
+        self._reap()
+        self._launch()
+        self._wait()
+        return True
+
     def pid(self) -> int:
         """Of the server."""
         return int(self.client().info("server")["process_id"])  # type: ignore[index]

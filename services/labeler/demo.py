@@ -1,0 +1,66 @@
+"""Something to try the page with: HalfCheetah by an expert beside HalfCheetah at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.clips import episode
+from actors.environments import make_env
+from actors.replay import replay
+from expert_oracle.loading import OracleSpec
+from tutelage.types import Array, EnvRecipe, Query, Segment, Tree
+
+if TYPE_CHECKING:
+    from services.labeler.labeling import Labeling
+
+ENV, EXPERT = "HalfCheetah-v5", "checkpoint:halfcheetah"
+COMPARISONS = 40
+STEPS = 40  # of a segment: two seconds
+EPISODES = 4  # of the expert, and as many at random
+LONGEST = 240  # steps of an episode that are played
+
+
+def fill(labeling: Labeling, n: int = COMPARISONS) -> list[str]:
+    """Ask `n` comparisons; the same ones whenever it is called. Returns their ids."""
+    return labeling.submit(list(comparisons(n)))
+
+
+def comparisons(n: int) -> Iterator[Query]:
+    """A segment of the expert's and one at random, in an order by chance."""
+    rng = np.random.default_rng(0)
+    recipe = EnvRecipe(ENV)
+    expert = OracleSpec(EXPERT).build()
+    pools = [list(_episodes(recipe, expert.act)), list(_episodes(recipe, _Chance(recipe).act))]
+    for number in range(n):
+        pair = [_segment(recipe, pool, rng) for pool in pools]
+        if rng.random() < 0.5:
+            pair.reverse()
+        context = {"prompt": "Which one runs better?"}
+        yield Query(f"demo-{number:03d}", "comparison", pair, context)
+
+
+class _Chance:
+    def __init__(self, recipe: EnvRecipe) -> None:
+        env = make_env(recipe)
+        self._space = env.action_space
+        self._space.seed(0)
+        env.close()
+
+    def act(self, obs: Tree) -> Array:
+        return np.stack([self._space.sample() for _ in obs])
+
+
+def _episodes(recipe: EnvRecipe, act: object) -> Iterator[tuple[int, Tree, Array]]:
+    for seed in range(EPISODES):
+        actions = episode(act, recipe, seed, LONGEST)  # type: ignore[arg-type]
+        yield seed, replay(recipe, seed, actions).obs, actions
+
+
+def _segment(recipe: EnvRecipe, pool: list[tuple[int, Tree, Array]], rng: np.random.Generator) -> Segment:
+    seed, obs, actions = pool[rng.integers(len(pool))]
+    start = int(rng.integers(0, len(actions) - STEPS))
+    end = start + STEPS
+    return Segment(obs[start:end], actions[start:end], recipe, seed, actions[:start])

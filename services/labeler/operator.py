@@ -1,0 +1,246 @@
+"""The routes of operators: what goes on, and what can be done about it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, Field
+
+from services.labeler import export
+from services.labeler.access import Person, Refused, Role
+from services.labeler.gate import Labeler, Operator, Service
+from services.labeler.people import Name, event_stream
+from services.run_directory import RunDirectory, is_run
+
+router = APIRouter(prefix="/api/operator")
+STATISTICS_S = 2.0
+
+
+class Done(BaseModel):
+    done: bool  # False: there was nothing to do
+
+
+class Figures(BaseModel):
+    queue: dict[str, int | bool]
+    depth: dict[str, int]  # open questions by kind
+    oldest_wait_s: float
+    answers_per_minute: float
+    annotators: list[dict[str, Any]]
+    alpha: dict[str, dict[str, float | int | None]]  # agreement by kind
+    alerts: list[str]
+    dead: list[dict[str, str]]
+
+
+class Banning(BaseModel):
+    annotator: Name
+    banned: bool = True
+
+
+class Requeueing(BaseModel):
+    question: Name
+
+
+class Inviting(BaseModel):
+    role: Role = "annotator"
+    uses: int = Field(1, ge=1, le=10_000)
+    name: Name = ""
+
+
+class Invited(BaseModel):
+    url: str  # a path of this service
+    token: str = ""
+
+
+class Minting(BaseModel):
+    role: Literal["annotator", "trainer"] = "annotator"
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Minted(BaseModel):
+    token: str  # shown once
+
+
+class Revoking(BaseModel):
+    name: Name
+
+
+class Point(BaseModel):
+    env_steps: int
+    return_mean: float
+    low: float | None
+    high: float | None
+    labels: int | None
+
+
+class Run(BaseModel):
+    curve: list[Point]
+    video: str | None
+
+
+# Looking
+
+
+@router.get("/statistics")
+async def statistics(_: Operator, labeler: Labeler) -> Figures:
+    """The queue, the annotators, how far they agree, and what wants looking after."""
+    return Figures(**await labeler.do(labeler.statistics.report))
+
+
+@router.get("/events", response_class=StreamingResponse)
+async def events(_: Operator, labeler: Labeler) -> StreamingResponse:
+    """Server-sent events `statistics`: the same, whenever it changes."""
+    return event_stream(_statistics(labeler))
+
+
+def _statistics(labeler: Service) -> AsyncIterator[bytes]:
+    async def now() -> dict[str, Any]:
+        return await labeler.do(labeler.statistics.report)
+
+    return labeler.news.stream("statistics", now, every_s=STATISTICS_S)
+
+
+@router.get("/audit")
+async def audit(_: Operator, labeler: Labeler) -> list[dict[str, Any]]:
+    """Who did what, the newest first."""
+    return await labeler.do(labeler.access.audit.last)
+
+
+@router.get("/run")
+async def run(_: Operator, labeler: Labeler) -> Run:
+    """How the run that asks goes: its learning curve, and its newest video."""
+    curve = await labeler.do(_curve, labeler)
+    video = await labeler.do(_video, labeler)
+    return Run(curve=curve, video="/api/operator/policy.mp4" if video else None)
+
+
+def _curve(labeler: Service) -> list[Point]:
+    if labeler.run is None or not is_run(labeler.run):
+        return []
+    return [
+        Point(
+            env_steps=line.get("env_steps", line["step"]),
+            return_mean=line["return_mean"],
+            low=(line.get("return_ci95") or [None, None])[0],
+            high=(line.get("return_ci95") or [None, None])[1],
+            labels=line.get("expert_labels"),
+        )
+        for line in RunDirectory.open(labeler.run).metrics()
+        if line.get("return_mean") is not None
+    ]
+
+
+def _video(labeler: Service) -> Any:
+    if labeler.run is None:
+        return None
+    videos = RunDirectory(labeler.run).clips.glob("*.mp4")
+    return max(videos, key=lambda path: path.stat().st_mtime, default=None)
+
+
+@router.get("/policy.mp4", response_class=FileResponse)
+async def policy(_: Operator, labeler: Labeler) -> FileResponse:
+    """The newest video of the policy."""
+    path = await labeler.do(_video, labeler)
+    if path is None:
+        raise Refused(404, "policy.mp4: the run has no video yet")
+    return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+
+# Doing
+
+
+async def _note(labeler: Service, person: Person, did: str, **what: Any) -> None:
+    await labeler.do(labeler.access.audit.note, did, by=person.name, **what)
+
+
+@router.post("/pause")
+async def pause(person: Operator, labeler: Labeler) -> Done:
+    """Ask nobody anything; answers are still taken."""
+    await labeler.do(labeler.labeling.queue.pause)
+    await _note(labeler, person, "paused")
+    return await _looked(labeler)
+
+
+@router.post("/resume")
+async def resume(person: Operator, labeler: Labeler) -> Done:
+    """Ask again."""
+    await labeler.do(labeler.labeling.queue.pause, False)
+    await _note(labeler, person, "resumed")
+    return await _looked(labeler)
+
+
+@router.post("/drain")
+async def drain(person: Operator, labeler: Labeler) -> Done:
+    """Ask nobody anything new; who has questions may finish them."""
+    await labeler.do(labeler.labeling.queue.pause, drain=True)
+    await _note(labeler, person, "drained")
+    return await _looked(labeler)
+
+
+async def _looked(labeler: Service) -> Done:
+    await labeler.do(labeler.news.look)
+    return Done(done=True)
+
+
+@router.post("/requeue")
+async def requeue(said: Requeueing, person: Operator, labeler: Labeler) -> Done:
+    """Ask a dead question again."""
+    done = await labeler.do(labeler.labeling.queue.requeue, said.question)
+    await _note(labeler, person, "requeued", question=said.question, done=done)
+    return Done(done=done)
+
+
+@router.post("/ban")
+async def ban(said: Banning, person: Operator, labeler: Labeler) -> Done:
+    """Ask an annotator nothing any more, or again."""
+    await labeler.do(labeler.labeling.queue.ban, said.annotator, said.banned)
+    await _note(labeler, person, "banned" if said.banned else "unbanned", name=said.annotator)
+    return Done(done=True)
+
+
+@router.post("/invite")
+async def invite(said: Inviting, person: Operator, labeler: Labeler) -> Invited:
+    """A link that lets somebody in."""
+    if said.role == "trainer":
+        raise Refused(422, "role: trainers are machines; make a token for one")
+    token = await labeler.do(labeler.access.invite, said.role, uses=said.uses, name=said.name, by=person.name)
+    return Invited(url=f"/invite/{token}", token=token)
+
+
+@router.post("/token")
+async def token(said: Minting, person: Operator, labeler: Labeler) -> Minted:
+    """A token for a machine."""
+    made = await labeler.do(labeler.access.token, said.role, said.name, by=person.name)
+    return Minted(token=made)
+
+
+@router.post("/revoke")
+async def revoke(said: Revoking, person: Operator, labeler: Labeler) -> Done:
+    """End all sessions and tokens of somebody."""
+    ended = await labeler.do(labeler.access.revoke, said.name, by=person.name)
+    return Done(done=ended > 0)
+
+
+# Taking away
+
+
+@router.get("/export.{form}", response_class=StreamingResponse)
+async def exported(
+    form: Literal["jsonl", "parquet"], person: Operator, labeler: Labeler, request: Request
+) -> StreamingResponse:
+    """All answers that count, as JSON lines or Parquet."""
+    await _note(labeler, person, "exported", form=form)
+    parts = export.FORMS[form](labeler.labeling)
+    name = f"answers-{time.strftime('%Y%m%d-%H%M%S')}.{form}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return StreamingResponse(_in_a_thread(parts), media_type=export.MEDIA[form], headers=headers)
+
+
+async def _in_a_thread(parts: Any) -> AsyncIterator[bytes]:
+    """Each part is made in a thread, when the one before has been sent."""
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part

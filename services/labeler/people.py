@@ -1,0 +1,263 @@
+"""The routes of annotators: come in, be asked, answer, take it back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, Field
+
+from expert_oracle import feedback
+from services.labeler.access import SESSION_S, Person, Refused, Role
+from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin
+from services.labeler.queue import Banned, Outcome
+
+router = APIRouter()
+MOST_LEASED = 16
+Name = Annotated[str, Field(max_length=200)]
+
+
+class Entering(BaseModel):
+    invite: Name
+    name: Name = ""
+
+
+class Entered(BaseModel):
+    annotator: str
+    role: Role
+
+
+class Me(Entered):
+    csrf: str  # to be sent as X-Tutelage-CSRF with everything that changes something; empty for machines
+    run: str
+    kinds: list[str]
+    answered: int
+    open: int
+    paused: bool
+    access: bool  # False: everybody on this machine is let in
+
+
+class Leasing(BaseModel):
+    n: int = Field(1, ge=1, le=MOST_LEASED)
+    kinds: list[Name] = Field([], max_length=32)
+
+
+class Asked(BaseModel):
+    id: str
+    kind: str
+    view: dict[str, Any]
+    ends_at: float  # seconds since the epoch
+    began_at: float
+
+
+class Leased(BaseModel):
+    questions: list[Asked]
+    paused: bool
+    open: int
+    answered: int
+
+
+Moment = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+"""Seconds since the epoch, by the clock of who says it."""
+
+
+class Answering(BaseModel):
+    question: Name
+    value: Any = None
+    cannot_tell: bool = False
+    shown_at: Moment | None = None
+    first_played_at: Moment | None = None
+    first_key_at: Moment | None = None
+
+
+class Answered(BaseModel):
+    outcome: Outcome
+    answered: int
+
+
+class One(BaseModel):
+    question: Name
+
+
+class Undone(BaseModel):
+    undone: bool
+
+
+class Beating(BaseModel):
+    questions: list[Name] = Field(max_length=64)
+
+
+class Kept(BaseModel):
+    kept: list[str]
+
+
+class GivingBack(One):
+    broken: Annotated[str, Field(max_length=500)] = ""
+
+
+class GivenBack(BaseModel):
+    given_back: bool
+
+
+# Coming and going
+
+
+@router.post("/api/session")
+async def enter(said: Entering, request: Request, response: Response, labeler: Labeler) -> Entered:
+    """Sign in by an invite; the session is a cookie."""
+    check_origin(request)
+    session, person = await labeler.do(labeler.access.enter, said.invite, said.name, address=address(request))
+    _set_cookie(response, session, labeler)
+    return Entered(annotator=person.name, role=person.role)
+
+
+def _set_cookie(response: Response, session: str, labeler: Service) -> None:
+    response.set_cookie(
+        COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=labeler.secure
+    )
+
+
+@router.delete("/api/session")
+async def leave(person: Someone, request: Request, response: Response, labeler: Labeler) -> Entered:
+    """Sign out."""
+    if not person.machine:
+        await labeler.do(labeler.access.leave, request.cookies.get(COOKIE, ""))
+        response.delete_cookie(COOKIE)
+    return Entered(annotator=person.name, role=person.role)
+
+
+async def me_or_you(request: Request, response: Response, labeler: Labeler) -> Me:
+    """Who is asking; where access is off, whoever comes is let in."""
+    from services.labeler.gate import needs
+
+    try:
+        person = await needs(None)(request)
+        session = request.cookies.get(COOKIE, "")
+    except Refused as refused:
+        if not (labeler.access.off and refused.status == 401):
+            raise
+        session, person = await labeler.do(labeler.access.enter_as_you, address(request))
+        _set_cookie(response, session, labeler)
+    queue = labeler.news.queue or await labeler.do(labeler.news.look)
+    return Me(
+        annotator=person.name,
+        role=person.role,
+        csrf="" if person.machine else labeler.access.csrf(session),
+        run=labeler.name,
+        kinds=list(feedback.kinds()),
+        answered=await labeler.do(labeler.statistics.answered, person.name),
+        open=queue["open"],
+        paused=queue["paused"],
+        access=not labeler.access.off,
+    )
+
+
+router.add_api_route("/api/me", me_or_you, methods=["GET"])
+
+
+# Being asked, and answering
+
+
+@router.post("/api/lease")
+async def lease(said: Leasing, person: Annotator, labeler: Labeler) -> Leased:
+    """Questions to answer: those that the annotator has, and new ones, at most `n` in all."""
+    try:
+        assigned = await labeler.do(labeler.labeling.assign, person.name, said.n, said.kinds)
+    except Banned as error:
+        raise Refused(403, f"{error}; ask who runs this labeler") from None
+    queue = labeler.news.queue if assigned and labeler.news.queue else await labeler.do(labeler.news.look)
+    return Leased(
+        questions=[
+            Asked(id=one.id, kind=one.kind, view=one.view, ends_at=one.ends_at, began_at=one.began_at)
+            for one in assigned
+        ],
+        paused=queue["paused"],
+        open=queue["open"],
+        answered=labeler.statistics.known(person.name),
+    )
+
+
+@router.post("/api/answer")
+async def answer(said: Answering, person: Annotator, labeler: Labeler) -> Answered:
+    """An answer to a question; sent twice it counts once."""
+    outcome, answered = await labeler.do(_answer, said, person, labeler)
+    return Answered(outcome=outcome, answered=answered)
+
+
+def _answer(said: Answering, person: Person, labeler: Service) -> tuple[Outcome, int]:
+    now = time.time()
+    moments = {
+        name: moment
+        for name in ("first_played_at", "first_key_at")
+        if (moment := getattr(said, name)) is not None
+    }
+    outcome, event = labeler.labeling.answer(
+        said.question,
+        person.name,
+        said.value,
+        cannot_tell=said.cannot_tell,
+        started_at=now if said.shown_at is None else min(said.shown_at, now),
+        extra=moments,
+    )
+    return outcome, labeler.statistics.answered(person.name, until=event)
+
+
+@router.post("/api/undo")
+async def undo(said: One, person: Annotator, labeler: Labeler) -> Undone:
+    """Take an answer back; the question is leased to the annotator again."""
+    return Undone(undone=await labeler.do(labeler.labeling.undo, said.question, person.name))
+
+
+@router.post("/api/beat")
+async def beat(said: Beating, person: Annotator, labeler: Labeler) -> Kept:
+    """Keep questions a while longer."""
+    if not said.questions:
+        return Kept(kept=[])
+    return Kept(kept=await labeler.do(labeler.labeling.beat, person.name, said.questions))
+
+
+@router.post("/api/give_back")
+async def give_back(said: GivingBack, person: Annotator, labeler: Labeler) -> GivenBack:
+    """Not this one; what is broken about it, if it is."""
+    back = labeler.labeling.give_back
+    return GivenBack(given_back=await labeler.do(back, said.question, person.name, said.broken))
+
+
+@router.get("/clips/{name}", response_class=FileResponse)
+async def clip(name: Name, _: Annotator, labeler: Labeler) -> FileResponse:
+    """A video; ranges of it too. Its name is known to who was asked about it."""
+    path = await labeler.do(labeler.labeling.clips.path, name)
+    if path is None:
+        raise Refused(404, f"clip: there is no {name}")
+    return FileResponse(path, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+
+@router.get("/api/events", response_class=StreamingResponse)
+async def events(person: Annotator, request: Request, labeler: Labeler) -> StreamingResponse:
+    """Server-sent events `state`: {open, answered, paused}."""
+    return event_stream(_states(person, request, labeler))
+
+
+def _states(person: Person, request: Request, labeler: Service) -> AsyncIterator[bytes]:
+    session = request.cookies.get(COOKIE, "")
+
+    async def now() -> dict[str, Any] | None:
+        if not person.machine and await labeler.do(labeler.access.person, session) is None:
+            return None  # signed out
+        queue = labeler.news.queue
+        return {
+            "open": queue.get("open", 0),
+            "answered": labeler.statistics.known(person.name),
+            "paused": queue.get("paused", False),
+        }
+
+    return labeler.news.stream("state", now)
+
+
+def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """The response that events are sent in."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -1,0 +1,248 @@
+"""The labeler over HTTP, as pages use it: real sockets, a real store."""
+
+import hashlib
+import json
+import re
+import socket
+import threading
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+
+from services.labeler.shield import MAX_REQUEST
+from tests.labelers import Page, page, served, texts
+from tutelage.errors import ConfigError, ServiceError
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("labeler")) as labeler:
+        yield labeler
+
+
+@pytest.fixture
+def asked(running, request):
+    """Three comparisons that nobody else is asked about, with ids of this test's."""
+    from dataclasses import replace
+
+    mark = hashlib.sha256(request.node.name.encode()).hexdigest()[:8]
+    queries = [replace(query, id=f"{mark}-{query.id}", priority=9) for query in texts(3)]
+    ids = running.labeling.submit(queries)
+    running.labeling.run_once()
+    yield ids
+    running.labeling.queue.withdraw(ids)
+
+
+def events(client, path, n):
+    """The first `n` server-sent events, each (name, data)."""
+    found = []
+    with client.stream("GET", path) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        name = ""
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                found.append((name, json.loads(line[6:])))
+                if len(found) == n:
+                    return found
+    return found
+
+
+def test_somebody_comes_in_is_asked_answers_and_leaves(running, asked):
+    anna = page(running, "anna-1")
+    me = anna.get("/api/me").json()
+    assert (me["annotator"], me["role"], me["answered"], me["paused"], me["access"]) == (
+        "anna-1",
+        "annotator",
+        0,
+        False,
+        True,
+    )
+    assert "text" in me["kinds"]
+    leased = anna.do("lease", n=3)
+    assert {question["id"] for question in leased["questions"]} == set(asked)
+    first = leased["questions"][0]
+    assert len(first["view"]["panels"]) == 2
+    assert first["ends_at"] > first["began_at"] - 1
+    said = anna.do("answer", question=first["id"], value=[1, 0], shown_at=first["began_at"])
+    assert said == {"outcome": "accepted", "answered": 1}
+    assert anna.do("answer", question=first["id"], value=[0, 1])["outcome"] == "duplicate"
+    assert anna.do("answer", question="nobody asked", value=[0, 1])["outcome"] == "unknown"
+    second = leased["questions"][1]["id"]
+    assert anna.do("answer", question=second, value=None, cannot_tell=True)["answered"] == 2
+    assert anna.do("undo", question=second) == {"undone": True}
+    assert anna.get("/api/me").json()["answered"] == 1
+    assert anna.do("beat", questions=[second, "other"]) == {"kept": [second]}
+    assert anna.do("give_back", question=second, broken="") == {"given_back": True}
+    assert anna.delete("/api/session").json()["annotator"] == "anna-1"
+    assert anna.get("/api/me").status_code == 401
+
+
+def test_a_wrong_answer_is_refused_in_one_line_that_names_the_field(running, asked):
+    anna = page(running, "anna-2")
+    question = anna.do("lease", n=1)["questions"][0]["id"]
+    for said in (
+        {"question": question, "value": [1, 2, 3]},
+        {"question": question, "value": "left"},
+        {"question": question, "value": [1, 0], "shown_at": -1},
+        {"question": ["no"], "value": [1, 0]},
+    ):
+        refused = anna.post("/api/answer", json=said)
+        assert refused.status_code == 422, said
+        assert re.match(r"(value|shown_at|question)\b[^\n]+$", refused.json()["detail"]), refused.text
+    assert anna.post("/api/answer", content=b"{").status_code == 422
+    huge = anna.post("/api/answer", content=b"[" * 100_000, headers={"Content-Type": "application/json"})
+    assert huge.status_code in (400, 422)
+
+
+def test_bodies_have_an_end(running):
+    anna = page(running, "anna-3")
+    assert anna.post("/api/answer", content=b"x" * (MAX_REQUEST + 1)).status_code == 413
+
+    def endless():
+        for _ in range(MAX_REQUEST // 1000 + 2):
+            yield b"x" * 1000
+
+    assert anna.post("/api/answer", content=endless()).status_code == 413
+
+
+def test_pages_are_told_what_changes(running, asked):
+    anna = page(running, "anna-4")
+    leased = anna.do("lease", n=1)["questions"]
+    answered = threading.Timer(0.3, lambda: anna.do("answer", question=leased[0]["id"], value=[1, 0]))
+    answered.start()
+    (name, before), *_, (_, after) = events(page(running, "anna-4"), "/api/events", 2)
+    answered.join()
+    assert name == "state"
+    assert set(before) == set(after) == {"open", "answered", "paused"}
+    assert before != after
+
+
+def test_operators_see_what_goes_on_and_can_stop_it(running, asked):
+    anna, boss = page(running, "anna-5"), page(running, "boss-5", "operator")
+    question = anna.do("lease", n=1)["questions"][0]["id"]
+    anna.do("answer", question=question, value=[1, 0])
+    ((name, streamed),) = events(boss, "/api/operator/events", 1)
+    seen = boss.get("/api/operator/statistics").json()
+    assert (name, set(streamed)) == ("statistics", set(seen))
+    (row,) = [row for row in seen["annotators"] if row["name"] == "anna-5"]
+    assert (row["answers"], row["active"], row["banned"]) == (1, True, False)
+    assert seen["depth"]["text"] >= 2
+
+    boss.do("operator/pause")
+    assert anna.do("lease", n=2) | {"open": 0} == {
+        "questions": [],
+        "paused": True,
+        "open": 0,
+        "answered": 1,
+    }
+    boss.do("operator/resume")
+    held = anna.do("lease", n=1)["questions"]
+    boss.do("operator/drain")
+    assert anna.do("lease", n=3)["questions"][0]["id"] == held[0]["id"]
+    assert page(running, "bert-5").do("lease", n=1)["questions"] == []
+    boss.do("operator/resume")
+
+    boss.do("operator/ban", annotator="anna-5", banned=True)
+    refused = anna.post("/api/lease", json={"n": 1})
+    assert (refused.status_code, "banned" in refused.json()["detail"]) == (403, True)
+    boss.do("operator/ban", annotator="anna-5", banned=False)
+    assert len(anna.do("lease", n=1)["questions"]) == 1
+
+    url = boss.do("operator/invite", role="annotator", uses=1, name="carl-5")["url"]
+    carl = Page(running.url).come_in(url.removeprefix("/invite/"))
+    assert carl.get("/api/me").json()["annotator"] == "carl-5"
+    boss.do("operator/revoke", name="carl-5")
+    assert carl.get("/api/me").status_code == 401
+    did = [line["did"] for line in boss.get("/api/operator/audit").json()]
+    assert {"paused", "drained", "resumed", "banned", "unbanned", "invited", "revoked"} <= set(did)
+
+
+def test_dead_questions_are_shown_and_asked_again(running, asked):
+    boss = page(running, "boss-6", "operator")
+    for name in ("d1", "d2", "d3"):
+        someone = page(running, name)
+        someone.do("lease", n=3)
+        for question in asked:
+            someone.do(
+                "give_back", question=question, broken="it does not play" if question == asked[0] else ""
+            )
+    seen = boss.get("/api/operator/statistics").json()
+    assert {"id": asked[0], "why": "it does not play"} in seen["dead"]
+    assert any("nobody" in alert for alert in seen["alerts"])
+    assert boss.do("operator/requeue", question=asked[0]) == {"done": True}
+    assert boss.do("operator/requeue", question=asked[0]) == {"done": False}
+
+
+def test_answers_are_exported_with_what_was_asked(running, asked, tmp_path):
+    anna, boss = page(running, "anna-7"), page(running, "boss-7", "operator")
+    for question in anna.do("lease", n=2)["questions"]:
+        anna.do("answer", question=question["id"], value=[1, 0], first_key_at=5.0)
+    anna.do("undo", question=asked[1])
+    boss.get("/api/operator/statistics")
+    lines = [json.loads(line) for line in boss.get("/api/operator/export.jsonl").text.splitlines()]
+    (mine,) = [line for line in lines if line["annotator"] == "anna-7"]
+    assert (mine["question"], mine["value"], mine["cannot_tell"]) == (asked[0], [1.0, 0.0], False)
+    assert sorted(mine["side_shown"]) == [0, 1]
+    assert mine["asked"]["options"] == ["one 0", "two 0"]
+    assert mine["more"]["first_key_at"] == 5.0
+    got = boss.get("/api/operator/export.parquet")
+    (tmp_path / "answers.parquet").write_bytes(got.content)
+    rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()
+    assert [row["event"] for row in rows] == [line["event"] for line in lines]
+    assert json.loads(rows[-1]["value"]) == lines[-1]["value"]
+    assert boss.get("/api/operator/export.csv").status_code == 422
+    assert any(line["did"] == "exported" for line in boss.get("/api/operator/audit").json())
+
+
+def test_clips_are_served_in_ranges_and_only_this_labelers(running, tmp_path_factory):
+    anna, name = page(running, "anna-8"), "ab" * 32 + ".mp4"
+    folder = running.labeling.folder / "clips"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"0123456789")
+    part = anna.get(f"/clips/{name}", headers={"Range": "bytes=2-4"})
+    assert (part.status_code, part.content) == (206, b"234")
+    assert "immutable" in part.headers["cache-control"]
+    assert "private" in part.headers["cache-control"]
+    with served(tmp_path_factory.mktemp("other")) as other:
+        elsewhere = page(other, "anna")
+        assert elsewhere.get(f"/clips/{name}").status_code == 404
+        assert Page(other.url, cookies=anna.cookies).get("/api/me").status_code == 401
+    for path in ("../secret", "..%2fsecret", "%2e%2e/secret", "secret", "x.mp4", "ab" * 32 + ".mp4/.."):
+        assert anna.get(f"/clips/{path}").status_code == 404, path
+    (folder / name).unlink()
+
+
+def test_every_answer_is_shielded(running):
+    with httpx.Client(base_url=running.url) as client:
+        for path in ("/health", "/api/me", "/nowhere", "/"):
+            headers = client.get(path).headers
+            assert "default-src 'self'" in headers["content-security-policy"]
+            assert "unsafe" not in headers["content-security-policy"]
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["referrer-policy"] == "no-referrer"
+            assert "server" not in headers
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/openapi.json").status_code == 404
+
+
+def test_what_cannot_be_served_is_said_in_one_line(running, tmp_path):
+    port = running.url.rpartition(":")[2]
+    taken = f"127.0.0.1:{port}"
+    said = rf"--address: cannot listen on {taken}: .*in use.*; choose another"
+    refused(ServiceError, said, tmp_path / "a", address=taken)
+    refused(ConfigError, r"is in use by .*; stop it", running.labeling.folder)
+    said = r"--address: 0\.0\.0\.0:80 can be reached .* --access off"
+    refused(ConfigError, said, tmp_path / "b", address="0.0.0.0:80", access=False)
+    refused(ConfigError, "--address: 'x' is not of the form HOST:PORT", tmp_path / "c", address="x")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{free.getsockname()[1]}"
+        refused(ServiceError, "the store cannot be reached", tmp_path / "d", store=url)
+
+
+def refused(kind, said, folder, **settings):
+    with pytest.raises(kind, match=said), served(folder, **settings):
+        pass
