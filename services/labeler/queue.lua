@@ -94,7 +94,7 @@ local function settle(p, id, who, event)
   redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
   local answered = redis.call('HINCRBY', query_key(p, id), 'answered', 1)
   local got = redis.call('HMGET', query_key(p, id), 'state', 'wanted')
-  if got[1] == 'open' and answered >= tonumber(got[2]) then
+  if (got[1] == 'open' or got[1] == 'restored') and answered >= tonumber(got[2]) then
     redis.call('HSET', query_key(p, id), 'state', 'done')
     redis.call('ZADD', p .. ':finished', now_ms(), id)
   end
@@ -147,17 +147,33 @@ local function best_first(p, who)
   end
 end
 
--- ID KIND BODY SCORE WANTED ONLY NEVER GOLD -> 1, or 0 where it is there already
+-- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already. STATE is "open", or "kept"
+-- for one that is only lent
 local function submit(keys, args)
   local p, id = keys[1], args[1]
-  if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
+  local key, state = query_key(p, id), redis.call('HGET', query_key(p, id), 'state')
+  if state and state ~= 'restored' then return 0 end
   redis.call('HDEL', p .. ':dead', id)
-  local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
-  redis.call('HSET', query_key(p, id), 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5],
-    'only', args[6], 'never', args[7], 'gold', args[8], 'member', member, 'at', now_ms(), 'answered', 0,
-    'leased', 0, 'broken', 0, 'state', 'open')
+  if not state then
+    local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
+    redis.call('HSET', key, 'member', member, 'answered', 0, 'leased', 0)
+  end
+  redis.call('HSET', key, 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5], 'only', args[6],
+    'never', args[7], 'gold', args[8], 'at', now_ms(), 'broken', 0, 'state', args[9], 'asked', args[9])
   index(p, id)
   return 1
+end
+
+-- ID WHO TTL_MS -> "lent": a kept question is leased to this one. "had": not again, or it is not kept. "refused":
+-- in a pause, or WHO is banned
+local function lend(keys, args)
+  local p, id, who, now = keys[1], args[1], args[2], now_ms()
+  if redis.call('EXISTS', p .. ':paused') == 1 then return 'refused' end
+  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return 'refused' end
+  if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'had' end
+  if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 'had' end
+  take_lease(p, id, who, now, now + tonumber(args[3]))
+  return 'lent'
 end
 
 -- WHO TTL_MS N [KIND...] -> what WHO has leased then, at most N, first what it has had for longest, each
@@ -283,7 +299,8 @@ local function requeue(keys, args)
   local state = redis.call('HGET', query_key(p, id), 'state')
   if not state then return redis.call('HDEL', p .. ':dead', id) end
   if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
-  redis.call('HSET', query_key(p, id), 'state', 'open', 'broken', 0)
+  local asked = redis.call('HGET', query_key(p, id), 'asked') or 'open'
+  redis.call('HSET', query_key(p, id), 'state', asked, 'broken', 0)
   redis.call('HDEL', p .. ':dead', id)
   for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
     if redis.call('HGET', with_key(p, id), who) == 'skip' then redis.call('HDEL', with_key(p, id), who) end
@@ -317,13 +334,14 @@ local function ban(keys, args)
   return 1
 end
 
--- EVENT ID KIND WHO BODY GOLD WANTED -> 1, or 0 where it is there: an answer of the ledger, put back
+-- EVENT ID KIND WHO BODY GOLD WANTED -> 1, or 0 where it is there: an answer of the ledger, put back. A question
+-- that wants more of them is asked again once it is submitted
 local function restore(keys, args)
   local p, event, id, who = keys[1], args[1], args[2], args[4]
   if redis.call('EXISTS', query_key(p, id)) == 0 then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
     redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[7], 'only', '', 'never', '',
-      'gold', args[6], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'done')
+      'gold', args[6], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'restored')
   end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 0 end
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
@@ -334,6 +352,7 @@ local function restore(keys, args)
 end
 
 redis.register_function('tutelage_submit', submit)
+redis.register_function('tutelage_lend', lend)
 redis.register_function('tutelage_lease', lease)
 redis.register_function('tutelage_beat', beat)
 redis.register_function('tutelage_answer', answer)
