@@ -35,6 +35,7 @@ from tutelage.errors import ConfigError, ServiceError
 
 LOG = logging.getLogger(__name__)
 GRACE_S = 10  # for requests that are being answered when it is told to stop
+KEEP_S = 75  # a connection without requests: people take their time
 LOOK_S = 0.5  # how often it is seen to that the store lives
 BACKLOG = 1024
 
@@ -164,7 +165,7 @@ def _hold(folder: Path) -> Any:
 
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once for TCP
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
@@ -226,6 +227,7 @@ async def _http(
             ssl_certfile=settings.tls.tls_cert or None,
             ssl_keyfile=settings.tls.tls_key or None,
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_S,
         )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
