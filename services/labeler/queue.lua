@@ -5,17 +5,18 @@
 --
 --   :query:ID     hash     kind body gold member score at wanted answered leased broken state only never
 --   :with:ID      hash     annotator -> "lease", "answer:EVENT", "skip"
---   :open         zset     what can be leased, best first; the member ends in ID
+--   :open         zset     what anybody can lease, best first; the member ends in ID
+--   :open:WHO     zset     likewise, what is only for some
 --   :leases       zset     "ID\nANNOTATOR" -> when it ends, in ms
---   :held:WHO     set      what an annotator has leased
+--   :held:WHO     zset     what an annotator has leased -> since when, in µs
 --   :answers      stream   answers and undone ones, in the order in which they were made
 --   :finished     zset     ID -> when it was done: its body is dropped a while later
 --   :dead         hash     ID -> why
 --   :counts       hash     totals
 --   :banned       set
 --   :paused       string   "1" nothing is leased; "drain" nothing new is
---   :depth        hash     kind -> how many of :open are of it
---   :since        zset     what is in :open -> when it was asked, in ms
+--   :depth        hash     kind -> how many are open
+--   :since        zset     what is open -> when it was asked, in ms
 
 local KEEP_BODY_MS = 600000  -- an answer may be undone meanwhile
 local SCANNED = 2000         -- open queries that are looked at for one lease
@@ -34,32 +35,40 @@ local function numbers(p, id)
   return tonumber(got[1]), tonumber(got[2]), tonumber(got[3])
 end
 
+local function indices(p, only)  -- names are "\nANNA\nBERT\n"
+  if only == '' then return {p .. ':open'} end
+  local keys = {}
+  for who in string.gmatch(only, '[^\n]+') do keys[#keys + 1] = p .. ':open:' .. who end
+  return keys
+end
+
 -- In the index exactly while it is open and somebody could still take it.
 local function index(p, id)
-  local got = redis.call('HMGET', query_key(p, id), 'state', 'member', 'score', 'kind', 'at')
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'member', 'score', 'kind', 'at', 'only')
   local wanted, answered, leased = numbers(p, id)
   if got[1] == 'open' and wanted > answered + leased then
-    if redis.call('ZADD', p .. ':open', got[3], got[2]) == 1 then
+    if redis.call('ZADD', p .. ':since', got[5], got[2]) == 1 then
       redis.call('HINCRBY', p .. ':depth', got[4], 1)
-      redis.call('ZADD', p .. ':since', got[5], got[2])
+      for _, key in ipairs(indices(p, got[6])) do redis.call('ZADD', key, got[3], got[2]) end
     end
-  elseif redis.call('ZREM', p .. ':open', got[2]) == 1 then
+  elseif redis.call('ZREM', p .. ':since', got[2]) == 1 then
     redis.call('HINCRBY', p .. ':depth', got[4], -1)
-    redis.call('ZREM', p .. ':since', got[2])
+    for _, key in ipairs(indices(p, got[6])) do redis.call('ZREM', key, got[2]) end
   end
 end
 
-local function take_lease(p, id, who, until_ms)
+local function take_lease(p, id, who, now, until_ms)
+  local held = p .. ':held:' .. who
   redis.call('ZADD', p .. ':leases', until_ms, id .. '\n' .. who)
   redis.call('HSET', with_key(p, id), who, 'lease')
-  redis.call('SADD', p .. ':held:' .. who, id)
+  redis.call('ZADD', held, now * 1000 + redis.call('ZCARD', held), id)
   redis.call('HINCRBY', query_key(p, id), 'leased', 1)
 end
 
 local function drop_lease(p, id, who)
   redis.call('ZREM', p .. ':leases', id .. '\n' .. who)
   redis.call('HDEL', with_key(p, id), who)
-  redis.call('SREM', p .. ':held:' .. who, id)
+  redis.call('ZREM', p .. ':held:' .. who, id)
   redis.call('HINCRBY', query_key(p, id), 'leased', -1)
 end
 
@@ -85,43 +94,90 @@ local function settle(p, id, who, event)
   redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
   local answered = redis.call('HINCRBY', query_key(p, id), 'answered', 1)
   local got = redis.call('HMGET', query_key(p, id), 'state', 'wanted')
-  if got[1] == 'open' and answered >= tonumber(got[2]) then
+  if (got[1] == 'open' or got[1] == 'restored') and answered >= tonumber(got[2]) then
     redis.call('HSET', query_key(p, id), 'state', 'done')
     redis.call('ZADD', p .. ':finished', now_ms(), id)
   end
   index(p, id)
 end
 
-local function among(names, who)  -- names are "\nANNA\nBERT\n"
+local function among(names, who)
   return string.find(names, '\n' .. who .. '\n', 1, true) ~= nil
 end
 
 local function may_take(p, id, who, kinds)
-  local got = redis.call('HMGET', query_key(p, id), 'kind', 'only', 'never')
+  local got = redis.call('HMGET', query_key(p, id), 'kind', 'never')
   if next(kinds) and not kinds[got[1]] then return false end
-  if got[2] ~= '' and not among(got[2], who) then return false end
-  if got[3] ~= '' and among(got[3], who) then return false end
+  if got[2] ~= '' and among(got[2], who) then return false end
   return redis.call('HEXISTS', with_key(p, id), who) == 0
 end
 
 local function shown(p, id, who)
   local got = redis.call('HMGET', query_key(p, id), 'kind', 'body')
-  return {id, got[1], got[2], redis.call('ZSCORE', p .. ':leases', id .. '\n' .. who)}
+  return {id, got[1], got[2], redis.call('ZSCORE', p .. ':leases', id .. '\n' .. who),
+    redis.call('ZSCORE', p .. ':held:' .. who, id)}
 end
 
--- ID KIND BODY SCORE WANTED ONLY NEVER GOLD -> 1, or 0 where it is there already
+-- The best open questions, those for WHO alone among them: {score, member} one at a time, at most SCANNED
+local function best_first(p, who)
+  local heads = {}
+  for _, key in ipairs({p .. ':open', p .. ':open:' .. who}) do
+    heads[#heads + 1] = {key = key, from = 0, page = {}, at = 1}
+  end
+  local scanned = 0
+  return function()
+    if scanned >= SCANNED then return nil end
+    scanned = scanned + 1
+    local best
+    for _, head in ipairs(heads) do
+      if head.at > #head.page and head.from then
+        head.page = redis.call('ZRANGE', head.key, head.from, head.from + 63, 'WITHSCORES')
+        head.from, head.at = #head.page == 128 and head.from + 64 or nil, 1
+      end
+      if head.at <= #head.page then
+        local score = tonumber(head.page[head.at + 1])
+        if not best or score < best.score or (score == best.score and head.page[head.at] < best.member) then
+          best = {head = head, score = score, member = head.page[head.at]}
+        end
+      end
+    end
+    if not best then return nil end
+    best.head.at = best.head.at + 2
+    return best.member
+  end
+end
+
+-- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already. STATE is "open", or "kept"
+-- for one that is only lent
 local function submit(keys, args)
   local p, id = keys[1], args[1]
-  if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
-  local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
-  redis.call('HSET', query_key(p, id), 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5],
-    'only', args[6], 'never', args[7], 'gold', args[8], 'member', member, 'at', now_ms(), 'answered', 0,
-    'leased', 0, 'broken', 0, 'state', 'open')
+  local key, state = query_key(p, id), redis.call('HGET', query_key(p, id), 'state')
+  if state and state ~= 'restored' then return 0 end
+  redis.call('HDEL', p .. ':dead', id)
+  if not state then
+    local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
+    redis.call('HSET', key, 'member', member, 'answered', 0, 'leased', 0)
+  end
+  redis.call('HSET', key, 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5], 'only', args[6],
+    'never', args[7], 'gold', args[8], 'at', now_ms(), 'broken', 0, 'state', args[9], 'asked', args[9])
   index(p, id)
   return 1
 end
 
--- WHO TTL_MS N [KIND...] -> what WHO has leased then, at most N, each {ID, KIND, BODY, end of the lease}
+-- ID WHO TTL_MS -> "lent": a kept question is leased to this one. "had": not again, or it is not kept. "refused":
+-- in a pause, or WHO is banned
+local function lend(keys, args)
+  local p, id, who, now = keys[1], args[1], args[2], now_ms()
+  if redis.call('EXISTS', p .. ':paused') == 1 then return 'refused' end
+  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return 'refused' end
+  if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'had' end
+  if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 'had' end
+  take_lease(p, id, who, now, now + tonumber(args[3]))
+  return 'lent'
+end
+
+-- WHO TTL_MS N [KIND...] -> what WHO has leased then, at most N, first what it has had for longest, each
+-- {ID, KIND, BODY, end of the lease in ms, its beginning in µs}
 local function lease(keys, args)
   local p, who, ttl, n = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
   local now = now_ms()
@@ -131,7 +187,7 @@ local function lease(keys, args)
   if paused and paused ~= 'drain' then return {} end
   local kinds, taken = {}, {}
   for i = 4, #args do kinds[args[i]] = true end
-  for _, id in ipairs(redis.call('SMEMBERS', p .. ':held:' .. who)) do
+  for _, id in ipairs(redis.call('ZRANGE', p .. ':held:' .. who, 0, -1)) do
     local kind = redis.call('HGET', query_key(p, id), 'kind')
     if #taken < n and (not next(kinds) or kinds[kind]) then
       redis.call('ZADD', p .. ':leases', now + ttl, id .. '\n' .. who)
@@ -139,20 +195,17 @@ local function lease(keys, args)
     end
   end
   if paused then return taken end
-  local from = 0
-  while #taken < n and from < SCANNED do
-    local page = redis.call('ZRANGE', p .. ':open', from, from + 63)
-    if #page == 0 then break end
-    from = from + #page
-    for _, member in ipairs(page) do
-      local id = string.sub(member, 16)
-      if #taken < n and may_take(p, id, who, kinds) then
-        take_lease(p, id, who, now + ttl)
-        index(p, id)
-        if not redis.call('ZSCORE', p .. ':open', member) then from = from - 1 end
-        taken[#taken + 1] = shown(p, id, who)
-      end
-    end
+  if #taken >= n then return taken end
+  local found = {}  -- taken afterwards: that changes the index
+  for member in best_first(p, who) do
+    local id = string.sub(member, 16)
+    if may_take(p, id, who, kinds) then found[#found + 1] = id end
+    if #taken + #found >= n then break end
+  end
+  for _, id in ipairs(found) do
+    take_lease(p, id, who, now, now + ttl)
+    index(p, id)
+    taken[#taken + 1] = shown(p, id, who)
   end
   return taken
 end
@@ -210,7 +263,8 @@ local function undo(keys, args)
     redis.call('HSET', query_key(p, id), 'state', 'open')
     redis.call('ZREM', p .. ':finished', id)
   end
-  take_lease(p, id, who, now_ms() + tonumber(args[3]))
+  local now = now_ms()
+  take_lease(p, id, who, now, now + tonumber(args[3]))
   index(p, id)
   count(p, 'undone')
   return {'undone', event}
@@ -231,12 +285,22 @@ local function give_back(keys, args)
   return 1
 end
 
--- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again
+-- ID WHY -> 1, or 0 where it is there: a dead letter of a question that could not even be asked
+local function bury(keys, args)
+  local p, id = keys[1], args[1]
+  if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
+  return redis.call('HSET', p .. ':dead', id, args[2])
+end
+
+-- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again; one that never
+-- was asked is no dead letter any more, and whoever has it may submit it
 local function requeue(keys, args)
   local p, id = keys[1], args[1]
   local state = redis.call('HGET', query_key(p, id), 'state')
+  if not state then return redis.call('HDEL', p .. ':dead', id) end
   if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
-  redis.call('HSET', query_key(p, id), 'state', 'open', 'broken', 0)
+  local asked = redis.call('HGET', query_key(p, id), 'asked') or 'open'
+  redis.call('HSET', query_key(p, id), 'state', asked, 'broken', 0)
   redis.call('HDEL', p .. ':dead', id)
   for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
     if redis.call('HGET', with_key(p, id), who) == 'skip' then redis.call('HDEL', with_key(p, id), who) end
@@ -263,20 +327,21 @@ local function ban(keys, args)
   local p, who = keys[1], args[1]
   if args[2] == '0' then return redis.call('SREM', p .. ':banned', who) end
   redis.call('SADD', p .. ':banned', who)
-  for _, id in ipairs(redis.call('SMEMBERS', p .. ':held:' .. who)) do
+  for _, id in ipairs(redis.call('ZRANGE', p .. ':held:' .. who, 0, -1)) do
     drop_lease(p, id, who)
     index(p, id)
   end
   return 1
 end
 
--- EVENT ID KIND WHO BODY GOLD WANTED -> 1, or 0 where it is there: an answer of the ledger, put back
+-- EVENT ID KIND WHO BODY GOLD WANTED -> 1, or 0 where it is there: an answer of the ledger, put back. A question
+-- that wants more of them is asked again once it is submitted
 local function restore(keys, args)
   local p, event, id, who = keys[1], args[1], args[2], args[4]
   if redis.call('EXISTS', query_key(p, id)) == 0 then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
     redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[7], 'only', '', 'never', '',
-      'gold', args[6], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'done')
+      'gold', args[6], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'restored')
   end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 0 end
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
@@ -287,11 +352,13 @@ local function restore(keys, args)
 end
 
 redis.register_function('tutelage_submit', submit)
+redis.register_function('tutelage_lend', lend)
 redis.register_function('tutelage_lease', lease)
 redis.register_function('tutelage_beat', beat)
 redis.register_function('tutelage_answer', answer)
 redis.register_function('tutelage_undo', undo)
 redis.register_function('tutelage_give_back', give_back)
+redis.register_function('tutelage_bury', bury)
 redis.register_function('tutelage_requeue', requeue)
 redis.register_function('tutelage_withdraw', withdraw)
 redis.register_function('tutelage_ban', ban)

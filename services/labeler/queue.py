@@ -47,6 +47,7 @@ class Question:
     only: Sequence[str] = ()  # annotators who may answer; empty: all
     never: Sequence[str] = ()  # annotators who may not
     gold: Any = None  # the known answer, JSON: it measures the annotator and is not learned from
+    kept: bool = False  # leased by `lend` only, to any number of annotators
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Lease:
     kind: str
     body: Mapping[str, Any]
     ends_at: float  # seconds since the epoch, by the store's clock
+    began_at: float = 0.0  # likewise
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Queue:
     # For those who answer
 
     def lease(self, annotator: str, *, n: int = 1, kinds: Sequence[str] = ()) -> list[Lease]:
-        """At most `n` questions for this annotator: those that it has, and new ones, best first.
+        """At most `n` questions for this annotator: those that it has, the oldest first, then new ones, best
+        first.
 
         Raises Banned.
         """
@@ -133,6 +136,13 @@ class Queue:
                 raise Banned(f"annotator {annotator} is banned") from None
             raise
         return [_lease(*entry) for entry in taken]
+
+    def lend(self, question: str, annotator: str) -> Literal["lent", "had", "refused"]:
+        """Lease a kept question to this annotator.
+
+        had: it has or had it already, or it is not kept. refused: in a pause, or the annotator is banned.
+        """
+        return _text(self._call("lend", question, annotator, self._lease_ms))  # type: ignore[return-value]
 
     def beat(self, annotator: str, ids: Sequence[str]) -> list[str]:
         """Keep these a while longer; returns those that the annotator still has."""
@@ -164,6 +174,26 @@ class Queue:
     def requeue(self, question: str) -> bool:
         """Ask a dead or withdrawn question again."""
         return bool(self._call("requeue", question))
+
+    def bury(self, question: str, why: str) -> bool:
+        """Make a dead letter of a question that could not be asked; False where it was."""
+        return bool(self._call("bury", question, why))
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of them that were not asked yet and are no dead letters."""
+        pipe = self._store.pipeline(transaction=False)
+        for question in ids:
+            pipe.hget(f"{self._prefix}:query:{question}", "state")
+            pipe.hexists(f"{self._prefix}:dead", question)
+        known: list[Any] = pipe.execute()
+        states = zip(ids, known[::2], known[1::2], strict=True)
+        return [q for q, state, dead in states if not dead and state in (None, b"restored", "restored")]
+
+    def look_up(self, question: str) -> tuple[str, Mapping[str, Any] | None] | None:
+        """Its kind and body, which is None a while after it is done; None where there is no such question."""
+        fields: Any = self._store.hmget(f"{self._prefix}:query:{question}", ["kind", "body"])
+        kind, body = fields
+        return None if kind is None else (_text(kind), None if body is None else json.loads(body))
 
     def dead(self) -> dict[str, str]:
         """Why, by the ids of those that nobody could answer."""
@@ -205,7 +235,7 @@ class Queue:
         """Totals, and how many questions are open, leased and dead at the moment."""
         pipe = self._store.pipeline(transaction=True)
         pipe.hgetall(f"{self._prefix}:counts")
-        pipe.zcard(f"{self._prefix}:open")
+        pipe.zcard(f"{self._prefix}:since")
         pipe.zcard(f"{self._prefix}:leases")
         pipe.hlen(f"{self._prefix}:dead")
         totals, *now = pipe.execute()
@@ -215,14 +245,24 @@ class Queue:
             zip(("open", "leased", "dead"), now, strict=True)
         )
 
-    def restore(self, events: Sequence[Event], wanted: int = 1) -> int:
-        """Put answers of a ledger back into an empty store; returns how many were not there."""
+    def last_event(self) -> str:
+        """The id of the newest; "0" where there is none."""
+        newest: Any = self._store.xrevrange(f"{self._prefix}:answers", count=1)
+        return _text(newest[0][0]) if newest else "0"
+
+    def restore(self, events: Sequence[Event], wanted: int | Mapping[str, int] = 1) -> int:
+        """Put answers of a ledger back into an empty store; returns how many were not there.
+
+        Questions that have as many as are `wanted`, of each or by id, are done; others are asked again once
+        they are submitted.
+        """
         undone = {event.undoes for event in events if event.type == "undo"}
         counted = [event for event in events if event.type == "answer" and event.id not in undone]
         return sum(
             self._call(
                 *("restore", event.id, event.question, event.kind, event.annotator, _json(event.body)),
-                *(_json(event.gold) if event.gold is not None else "", wanted),
+                _json(event.gold) if event.gold is not None else "",
+                wanted if isinstance(wanted, int) else wanted.get(event.question, 1),
             )
             for event in counted
         )
@@ -239,6 +279,7 @@ def _arguments(question: Question) -> Iterator[Any]:
     yield from (question.id, question.kind, body, -question.priority, question.wanted)
     yield from (_names(question.only), _names(question.never))
     yield "" if question.gold is None else _json(question.gold)
+    yield "kept" if question.kept else "open"
 
 
 def _check_name(what: str, name: str) -> None:
@@ -263,8 +304,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _lease(question: bytes, kind: bytes, body: bytes, ends_ms: bytes) -> Lease:
-    return Lease(_text(question), _text(kind), json.loads(body), float(ends_ms) / 1000)
+def _lease(question: bytes, kind: bytes, body: bytes, ends_ms: bytes, began_us: bytes) -> Lease:
+    ends_at, began_at = float(ends_ms) / 1000, float(began_us) // 1000 / 1000
+    return Lease(_text(question), _text(kind), json.loads(body), ends_at, began_at)
 
 
 def _event(entry: Any) -> Event:

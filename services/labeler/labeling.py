@@ -1,0 +1,483 @@
+"""What the ways in (HTTP, gRPC) stand on: kinds of questions, clips, queue and ledger together.
+
+    labeling.submit(queries)                                   # a trainer
+    for assignment in labeling.assign("anna", n=3):            # a page, or a machine
+        labeling.answer(assignment.id, "anna", [1, 0], started_at=...)
+    answers, cursor = labeling.answers(cursor)                 # a trainer again
+
+A query is on the disk when `submit` returns, and asked once its clips are there. What can be lost is only
+what is nowhere else: the queue follows the disk, and the ledger follows the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import heapq
+import hmac
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import redis
+
+from expert_oracle import feedback
+from services.labeler.ledger import Ledger
+from services.labeler.messages import answer_of_body
+from services.labeler.mixing import Mixing
+from services.labeler.queries import Queries
+from services.labeler.queue import Event, Outcome, Question, Queue
+from tutelage.errors import TutelageError
+from tutelage.types import Answer, Array, Query
+
+LOG = logging.getLogger(__name__)
+AGAIN = "~again"
+"""A question's id with this at its end is the question asked once more, of the same annotator."""
+AHEAD = 1000
+"""Questions that are filmed before somebody takes them; the others wait on the disk."""
+FILMING = 32  # of them at a time
+BODIES = 2048  # of questions, that are remembered
+TICK_S = 0.2
+BLOCK = 500  # questions that are handed to the queue at a time
+URGENT = 1e12
+"""The priority of what is asked again."""
+
+
+class Filming(Protocol):
+    """Who makes clips: `services.labeler.clips.Clips`."""
+
+    def film(self, footage: Any) -> Future[Mapping[str, Any]]:
+        """A clip's name and size, once it is there; the future's exception says why it cannot be made."""
+        ...
+
+    def path(self, name: str) -> Path | None: ...
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A question as one annotator is shown it. Made by: `Labeling`. Eaten by: the page, machines."""
+
+    id: str
+    kind: str
+    view: dict[str, Any]  # what the page shows
+    ends_at: float  # seconds since the epoch
+    began_at: float  # likewise; the same after a reload
+
+
+class Labeling:
+    """Thread-safe and blocking. Errors of the store are redis's own.
+
+    repeats: share of an annotator's questions that it is asked again later, their sides reversed
+    overlap: share of questions that one annotator more is asked
+    gold: share of questions beside which an annotator is asked one with a known answer
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        ledger: Ledger,
+        clips: Filming,
+        folder: Path,
+        *,
+        secret: bytes,
+        repeats: float = 0.05,
+        overlap: float = 0.1,
+        gold: float = 0.05,
+        ahead: int = AHEAD,
+    ) -> None:
+        self.queue, self.ledger, self.clips, self.folder = queue, ledger, clips, Path(folder)
+        self.queries = Queries(self.folder / "queries")
+        self.overlap, self.ahead = overlap, ahead
+        self.fault = ""  # what keeps `run_once` from its work; empty: nothing
+        self._secret = secret
+        self._mixing = Mixing(self._share, repeats=repeats, gold=gold)
+        self._bodies: OrderedDict[str, tuple[str, Mapping[str, Any]]] = OrderedDict()
+        self._lock = threading.Lock()  # of what is below
+        self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
+        self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
+        self._filming: dict[str, tuple[Query, list[Future[Mapping[str, Any]]]]] = {}
+        self._buried: set[str] = set()  # what never could be asked
+        self._filmed_kinds: set[str] = set()
+        self._working = threading.Lock()
+        self._recovered = False
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # For those who ask
+
+    def submit(self, queries: Sequence[Query], gold: Mapping[str, Any] = {}) -> list[str]:
+        """Ask; returns the ids in order. A query whose id is known is left as it is.
+
+        gold: by id, the known answer in the JSON form of its kind. Such a question is asked now and then of
+        every annotator, and not learned from. Raises ValueError, naming the field, for what cannot be asked;
+        then none is. Raises ServiceError where the disk does not take them.
+        """
+        for query in queries:
+            _check(query)
+        if unknown := sorted(set(gold) - {query.id for query in queries}):
+            raise ValueError(f"gold: {unknown[0]!r} is none of the queries")
+        at_once = {}
+        for query in queries:
+            kind = feedback.kind(query.kind)
+            if not kind.footage(query):
+                at_once[query.id] = body = kind.body(query, [])
+                if query.id in gold:
+                    _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
+        added = set(self.queries.add(queries, gold))
+        with self._lock:
+            for id in added:
+                self._push(id)
+        self._wake.set()
+        return [query.id for query in queries]
+
+    def query(self, id: str) -> Query:
+        """With its segments, for machines. Raises KeyError."""
+        return self.queries[id.removesuffix(AGAIN)]
+
+    def answers(self, cursor: str = "0", wait_s: float = 0.0) -> tuple[list[tuple[str, Answer]], str]:
+        """What was answered after `cursor`, each with its event's id, and the cursor after it.
+
+        Waits for something to happen if asked. Answers to gold questions and repeats are not among them. An
+        answer that was taken back comes once more as one that cannot tell, and takes the place of the first.
+        """
+        events, cursor = self.queue.events(cursor, wait_s=wait_s)
+        return [(event.id, _answer(event)) for event in events if learned_from(event)], cursor
+
+    def waiting(self) -> int:
+        """How many are on the disk and not asked yet."""
+        with self._lock:
+            return len(self._pending) + len(self._unfilmed) + len(self._filming)
+
+    # For those who answer
+
+    def assign(self, annotator: str, n: int = 1, kinds: Sequence[str] = ()) -> list[Assignment]:
+        """At most `n` questions: those that the annotator has, the oldest first, then new ones.
+
+        Raises Banned.
+        """
+        self._mix_in(annotator, kinds)
+        assignments = []
+        for lease in self.queue.lease(annotator, n=n, kinds=kinds):
+            kind = feedback.kind(lease.kind)
+            self._remember(lease.id, lease.kind, lease.body)
+            view = kind.view(lease.body, self._order(lease.id, annotator, kind.sides(lease.body)))
+            assignments.append(Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at))
+        return assignments
+
+    def answer(
+        self,
+        question: str,
+        annotator: str,
+        value: Any,
+        *,
+        cannot_tell: bool = False,
+        started_at: float,
+        extra: Mapping[str, Any] = {},
+    ) -> tuple[Outcome, str]:
+        """What became of the answer, and its event's id; `Queue.answer` says what the outcomes mean.
+
+        value: JSON, as its kind has it. Raises ValueError, naming the field, for one that is none.
+        """
+        known = self._look_up(question)
+        if known is None:
+            return "unknown", ""
+        kind_name, body = known
+        said: dict[str, Any] = {"value": None, "cannot_tell": bool(cannot_tell)}
+        order: list[int] = []
+        if body is not None:  # otherwise it is done for long: whatever is said, it does not count
+            kind = feedback.kind(kind_name)
+            said["value"] = None if cannot_tell else np.asarray(kind.value(body, value)).tolist()
+            order = self._order(question, annotator, kind.sides(body))
+        times = {"started_at": started_at, "answered_at": time.time()}
+        outcome, event = self.queue.answer(
+            question, annotator, {**said, **times, "side_shown": order, **extra}
+        )
+        if outcome == "accepted" and body is not None and self._is_ordinary(question):
+            self._mixing.answered(annotator, question, kind_name, body)
+        return outcome, event
+
+    def undo(self, question: str, annotator: str) -> bool:
+        """Take the annotator's answer back and lease it the question again; False where it is too late."""
+        undone = self.queue.undo(question, annotator)
+        if undone:
+            self._mixing.undone(annotator, question)
+        return undone
+
+    def beat(self, annotator: str, ids: Sequence[str]) -> list[str]:
+        """Keep these a while longer; returns those that the annotator still has."""
+        return self.queue.beat(annotator, ids) if ids else []
+
+    def give_back(self, question: str, annotator: str, broken: str = "") -> bool:
+        """Not this one. What is `broken`, and why, for several is a dead letter; False: it was not leased."""
+        return self.queue.give_back(question, annotator, broken=broken)
+
+    # The work behind
+
+    def start(self) -> None:
+        """Do `run_once` again and again, in a thread."""
+        self._stopped.clear()
+        self._thread = threading.Thread(target=self._work, name="labeling", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """What is being answered until now is in the ledger when it returns, if the store is there."""
+        self._stopped.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        with contextlib.suppress(redis.RedisError, TutelageError):
+            self.ledger.follow(self.queue)
+        self.queries.close()
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self.run_once()
+                fault = ""
+            except (redis.RedisError, OSError, TutelageError) as error:  # tried again
+                fault = " ".join(str(error).split()) or type(error).__name__
+            except Exception as error:
+                fault = f"{type(error).__name__}: {error}"
+                LOG.exception("the labeler's work failed; it goes on")
+            if fault and fault != self.fault:
+                LOG.error("%s; trying again", fault)
+            self.fault = fault
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+
+    def run_once(self) -> None:
+        """Ask what can be asked by now, bring the ledger up to date, take back leases that have ended."""
+        with self._working:
+            if not self._recovered:
+                self._recover()
+            self._look_at_the_dead()
+            self._publish()
+            self.ledger.follow(self.queue)
+            while self.queue.expire() and not self._stopped.is_set():
+                pass
+
+    def _recover(self) -> None:
+        """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
+        if _key(self.queue.last_event()) < _key(self.ledger.cursor()):
+            events = self.ledger.answers()
+            known = {event.question for event in events if event.question in self.queries}
+            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+        ids = list(self.queries)
+        dead = self.queue.dead()
+        for start in range(0, len(ids), BLOCK):
+            missing = self.queue.missing(ids[start : start + BLOCK])
+            with self._lock:
+                waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
+                for id in missing:
+                    if id not in waits:
+                        self._push(id)
+        self._buried = {id for id in dead if id in self.queries}
+        for id in ids:
+            if self.queries.place(id).gold:
+                self._mixing.add_gold(id, self.queries.place(id).kind)
+        self._recovered = True
+
+    def _push(self, id: str) -> None:
+        place = self.queries.place(id)
+        heapq.heappush(self._pending, (-place.priority, place.offset, id))
+
+    def _look_at_the_dead(self) -> None:
+        """Film once more what an operator wants asked again."""
+        if not self._buried:
+            return
+        dead = self.queue.dead()
+        risen = [id for id in self._buried if id not in dead]
+        self._buried -= set(risen)
+        if missing := self.queue.missing(risen):
+            with self._lock:
+                for id in missing:
+                    self._push(id)
+
+    def _publish(self) -> None:
+        """Ask what can be asked at once, film what is next, and ask what is filmed."""
+        ready = list[Question]()
+        while (entry := self._next(self._pending)) is not None:
+            query = self.queries[entry[2]]
+            if feedback.kind(query.kind).footage(query):
+                with self._lock:
+                    heapq.heappush(self._unfilmed, entry)
+            else:
+                self._prepare(ready, query, [])
+            if len(ready) >= BLOCK:
+                self._hand_over(ready)
+        self._hand_over(ready)
+        self._film()
+        for query, clips in self._filmed():
+            self._prepare(ready, query, clips)
+        self._hand_over(ready)
+
+    def _next(self, heap: list[tuple[float, int, str]]) -> tuple[float, int, str] | None:
+        with self._lock:
+            return heapq.heappop(heap) if heap else None
+
+    def _film(self) -> None:
+        """So many that there are enough ahead."""
+        if not self._unfilmed:
+            return
+        depth = self.queue.depth()
+        room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
+        while len(self._filming) < min(FILMING, room) and (entry := self._next(self._unfilmed)):
+            query = self.queries[entry[2]]
+            kind = feedback.kind(query.kind)
+            films = [self.clips.film(footage) for footage in kind.footage(query)]
+            self._filmed_kinds.add(query.kind)
+            with self._lock:
+                self._filming[query.id] = query, films
+            for film in films:
+                film.add_done_callback(lambda _: self._wake.set())
+
+    def _filmed(self) -> Iterator[tuple[Query, list[Mapping[str, Any]]]]:
+        """Those whose clips are there; what cannot be filmed becomes a dead letter."""
+        over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
+        for id in over:
+            query, films = self._filming[id]
+            if errors := [error for film in films if (error := film.exception()) is not None]:
+                self._bury(id, " ".join(str(errors[0]).split()) or type(errors[0]).__name__)
+            else:
+                yield query, [film.result() for film in films]
+            with self._lock:
+                del self._filming[id]
+
+    def _prepare(self, ready: list[Question], query: Query, clips: Sequence[Mapping[str, Any]]) -> None:
+        """Add the question that the queue is given."""
+        try:
+            body = feedback.kind(query.kind).body(query, clips)
+            known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
+            ready.append(
+                Question(
+                    query.id,
+                    query.kind,
+                    body,
+                    query.priority,
+                    self._wanted(query),
+                    gold=known,
+                    kept=known is not None,
+                )
+            )
+        except ValueError as error:
+            self._bury(query.id, str(error))
+
+    def _hand_over(self, ready: list[Question]) -> None:
+        """To the queue; where that cannot be, they wait as before."""
+        if not ready:
+            return
+        try:
+            self.queue.submit(ready)
+        except Exception:
+            with self._lock:
+                for question in ready:
+                    self._push(question.id)
+            raise
+        for question in ready:
+            if question.kept:
+                self._mixing.add_gold(question.id, question.kind)
+        ready.clear()
+
+    def _bury(self, id: str, why: str) -> None:
+        self.queue.bury(id, why)
+        self._buried.add(id)
+        LOG.warning("question %s cannot be asked: %s", id, why)
+
+    # Who is asked what, and how it is shown
+
+    def _share(self, *what: str) -> float:
+        """A number from 0 to 1 that is always the same for the same words, and that nobody can guess."""
+        return int.from_bytes(self._digest(*what)[:8], "big") / 2**64
+
+    def _digest(self, *what: str) -> bytes:
+        return hmac.new(self._secret, "\n".join(what).encode(), hashlib.sha256).digest()
+
+    def _wanted(self, query: Query) -> int:
+        """How many answers; of gold questions as many as there are annotators."""
+        if query.id in self.queries and self.queries.place(query.id).gold:
+            return 2**31
+        more = query.answers_wanted == 1 and self._share("overlap", query.id) < self.overlap
+        return query.answers_wanted + more
+
+    def _order(self, question: str, annotator: str, sides: int) -> list[int]:
+        """The options in the order in which this annotator is shown them; reversed when asked again."""
+        again, first = question.endswith(AGAIN), question.removesuffix(AGAIN)
+        rng = np.random.default_rng(list(self._digest("order", first, annotator)))
+        order = [int(k) for k in rng.permutation(sides)]
+        return order[::-1] if again else order
+
+    def _is_ordinary(self, question: str) -> bool:
+        """Neither gold nor a repeat."""
+        is_gold = question in self.queries and self.queries.place(question).gold
+        return not is_gold and not question.endswith(AGAIN)
+
+    def _mix_in(self, annotator: str, kinds: Sequence[str]) -> None:
+        """Give the annotator what it is to be asked again, and gold, among the rest."""
+        if repeats := self._mixing.repeats_due(annotator):
+            self.queue.submit(
+                [
+                    Question(repeat.id + AGAIN, repeat.kind, repeat.body, URGENT, only=[annotator])
+                    for repeat in repeats
+                ]
+            )
+        for id in self._mixing.gold_for(annotator, kinds):
+            lent = self.queue.lend(id, annotator)
+            if lent != "refused":
+                self._mixing.had(annotator, id)
+            if lent != "had":
+                break
+
+    def _look_up(self, question: str) -> tuple[str, Mapping[str, Any] | None] | None:
+        with self._lock:
+            if (known := self._bodies.get(question)) is not None:
+                return known
+        return self.queue.look_up(question)
+
+    def _remember(self, question: str, kind: str, body: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._bodies[question] = kind, body
+            self._bodies.move_to_end(question)
+            while len(self._bodies) > BODIES:
+                self._bodies.popitem(last=False)
+
+
+def learned_from(event: Event) -> bool:
+    """Whether an answer is one that learners are given: neither to a gold question nor to a repeat."""
+    return event.gold is None and not event.question.endswith(AGAIN)
+
+
+def _answer(event: Event) -> Answer:
+    """An undone one cannot tell."""
+    body = {**event.body, "cannot_tell": True} if event.type == "undo" else event.body
+    return answer_of_body(event.question, event.annotator, body)
+
+
+def _check(query: Query) -> None:
+    if query.id.endswith(AGAIN):
+        raise ValueError(f"query {query.id}: an id may not end in {AGAIN}")
+    if not query.id or len(query.id) > 150 or not query.id.isprintable():
+        raise ValueError(f"query: id {query.id!r} is not of 1 to 150 printable characters")
+    if query.answers_wanted < 1:
+        raise ValueError(f"query {query.id}: answers_wanted={query.answers_wanted} is not 1 or more")
+    if not np.isfinite(query.priority):
+        raise ValueError(f"query {query.id}: priority={query.priority} is not a number")
+
+
+def _named(what: str, check: Callable[[], Array]) -> None:
+    try:
+        check()
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def _key(event: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in event.split("-"))

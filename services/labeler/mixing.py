@@ -1,0 +1,92 @@
+"""What annotators are asked besides: questions with a known answer, and their own once more.
+
+Both measure the annotator and are not learned from. Which of an annotator's answers bring them about is drawn
+by a function of question and annotator, so that it is the same whatever the order; what was drawn and not
+asked yet is forgotten with the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+AFTER = 20
+"""Answers to other questions before one is asked again."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A question that its annotator is to be asked again. Made by: `Mixing`. Eaten by: `Labeling`."""
+
+    id: str
+    kind: str
+    body: Mapping[str, Any]
+    after: int  # answers of the annotator
+
+
+@dataclass
+class _Annotator:
+    answers: int = 0
+    gold_due: int = 1  # everybody begins with one
+    repeats: list[Repeat] = field(default_factory=list)
+    had: set[str] = field(default_factory=set)  # gold
+
+
+class Mixing:
+    """share: a number from 0 to 1 for some words, always the same."""
+
+    def __init__(self, share: Callable[..., float], *, repeats: float, gold: float) -> None:
+        self._share, self._repeats, self._gold_share = share, repeats, gold
+        self._annotators: dict[str, _Annotator] = {}
+        self._gold: dict[str, str] = {}  # id -> kind
+        self._lock = threading.Lock()
+
+    def add_gold(self, id: str, kind: str) -> None:
+        with self._lock:
+            self._gold[id] = kind
+
+    def answered(self, annotator: str, question: str, kind: str, body: Mapping[str, Any]) -> None:
+        """An ordinary question was."""
+        with self._lock:
+            who = self._of(annotator)
+            who.answers += 1
+            if self._share("repeat", question, annotator) < self._repeats:
+                who.repeats.append(Repeat(question, kind, body, who.answers + AFTER))
+            if self._share("gold", question, annotator) < self._gold_share:
+                who.gold_due += 1
+
+    def undone(self, annotator: str, question: str) -> None:
+        with self._lock:
+            who = self._of(annotator)
+            who.repeats = [repeat for repeat in who.repeats if repeat.id != question]
+
+    def repeats_due(self, annotator: str) -> list[Repeat]:
+        """Those whose time has come; they are forgotten here."""
+        with self._lock:
+            who = self._of(annotator)
+            due = [repeat for repeat in who.repeats if repeat.after <= who.answers]
+            who.repeats = [repeat for repeat in who.repeats if repeat.after > who.answers]
+            return due
+
+    def gold_for(self, annotator: str, kinds: Sequence[str] = ()) -> list[str]:
+        """Gold questions that it may not have had, in an order of its own; none where none is due."""
+        with self._lock:
+            who = self._of(annotator)
+            if not who.gold_due:
+                return []
+            new = [
+                id for id, kind in self._gold.items() if id not in who.had and (not kinds or kind in kinds)
+            ]
+        return sorted(new, key=lambda id: self._share("gold", id, annotator))
+
+    def had(self, annotator: str, gold: str) -> None:
+        """The annotator has it, or had it."""
+        with self._lock:
+            who = self._of(annotator)
+            who.had.add(gold)
+            who.gold_due = max(0, who.gold_due - 1)
+
+    def _of(self, annotator: str) -> _Annotator:
+        return self._annotators.setdefault(annotator, _Annotator())

@@ -1,0 +1,349 @@
+"""What the labeler's ways in stand on, with a real store: nothing asked is lost, nothing is counted twice."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from services.labeler.labeling import AGAIN, Labeling
+from services.labeler.ledger import Ledger
+from services.labeler.mixing import AFTER
+from services.labeler.queries import Queries
+from services.labeler.queue import Queue
+from services.labeler.valkey import Embedded
+from tutelage.errors import ServiceError
+from tutelage.types import EnvRecipe, Query, Segment
+
+
+class Camera:
+    """Makes no clips, but says when they are there, or why not."""
+
+    def __init__(self):
+        self.films = []
+
+    def film(self, footage):
+        self.films.append((footage, Future()))
+        return self.films[-1][1]
+
+    def path(self, name):
+        return None
+
+    def develop(self):
+        for n, (_, film) in enumerate(self.films):
+            if not film.done():
+                film.set_result(
+                    {"clip": f"{n:064x}.mp4", "frames": 3, "fps": 20.0, "width": 64, "height": 64}
+                )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Embedded(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture
+def make(server, tmp_path, request):
+    """Makes the same labeling again and again, as restarts do."""
+    made = []
+
+    def make(name="", **settings):
+        queue = Queue(server.client(), f"{request.node.name[:60]}{name}", lease_s=60)
+        given = {"repeats": 0.0, "overlap": 0.0, "gold": 0.0, **settings}
+        ledger = Ledger(tmp_path / "answers.jsonl")
+        made.append(
+            Labeling(queue, ledger, given.pop("clips", Camera()), tmp_path, secret=b"s" * 32, **given)
+        )
+        return made[-1]
+
+    yield make
+    for labeling in made:
+        labeling.stop()
+
+
+def texts(n, **settings):
+    return [Query(f"q{i}", "text", [f"one {i}", f"two {i}"], **settings) for i in range(n)]
+
+
+def pair(name="p0", **settings):
+    recipe = EnvRecipe("CartPole-v1", {"x": 1})
+    segments = [
+        Segment(np.full((3, 4), k), np.full(3, k), recipe, k, np.zeros(k, int), np.full(3, k / 1))
+        for k in (0, 1)
+    ]
+    return Query(name, "comparison", segments, **settings)
+
+
+def ids(assignments):
+    return [assignment.id for assignment in assignments]
+
+
+def answer_all(labeling, who, n=3, value=(1, 0)):
+    answered = []
+    while assignments := labeling.assign(who, n):
+        for assignment in assignments:
+            assert labeling.answer(assignment.id, who, list(value), started_at=1.0)[0] == "accepted"
+            answered.append(assignment.id)
+    return answered
+
+
+def test_a_query_becomes_a_question_and_its_answer_reaches_learner_and_ledger(make):
+    labeling = make()
+    assert labeling.submit(texts(2, answers_wanted=1)) == ["q0", "q1"]
+    assert labeling.waiting() == 2
+    labeling.run_once()
+    assert labeling.waiting() == 0
+    first, _ = labeling.assign("anna", 2)
+    assert (first.id, first.kind) == ("q0", "text")
+    assert abs(first.began_at - time.time()) < 5 < first.ends_at - time.time()
+    shown = [panel["option"] for panel in first.view["panels"]]
+    assert labeling.answer("q0", "anna", [1, 0], started_at=5.0, extra={"first_key_at": 6.0})[0] == "accepted"
+    assert labeling.answer("q1", "anna", None, cannot_tell=True, started_at=7.0)[0] == "accepted"
+    assert labeling.answer("q0", "anna", [0, 1], started_at=5.0)[0] == "duplicate"
+    assert labeling.answer("q9", "anna", [0, 1], started_at=5.0) == ("unknown", "")
+    ((event, one), (_, two)), cursor = labeling.answers()
+    assert (one.query_id, one.value.tolist(), one.annotator, one.started_at) == ("q0", [1, 0], "anna", 5.0)
+    assert list(one.side_shown) == shown
+    assert not one.cannot_tell
+    assert two.cannot_tell
+    assert labeling.answers(cursor) == ([], cursor)
+    labeling.run_once()
+    assert [line.id for line in labeling.ledger] == [event, cursor]
+    assert next(iter(labeling.ledger)).body["first_key_at"] == 6.0
+
+
+def test_sides_are_drawn_for_each_annotator_and_stay(make):
+    labeling = make()
+    labeling.submit(texts(40, answers_wanted=2))
+    labeling.run_once()
+
+    def shown(who):
+        return [[p["option"] for p in a.view["panels"]] for a in labeling.assign(who, 40)]
+
+    anna, bert = shown("anna"), shown("bert")
+    assert anna == shown("anna")
+    assert anna != bert
+    assert 8 < sum(order == [1, 0] for order in anna) < 32
+
+
+def test_what_is_wrong_is_named_and_nothing_is_asked(make):
+    labeling = make()
+    bad = [
+        (Query("a", "guess", ["x"]), r"guess"),
+        (Query("a" + AGAIN, "text", ["x", "y"]), r"an id may not end in ~again"),
+        (Query("a\n", "text", ["x", "y"]), r"printable"),
+        (Query("a", "text", ["x", "y"], answers_wanted=0), r"answers_wanted=0"),
+        (Query("a", "text", ["x", "y"], {"now": object()}), r"query a, context.now: "),
+    ]
+    for query, words in bad:
+        with pytest.raises(ValueError, match=words):
+            labeling.submit([Query("good", "text", ["x", "y"]), query])
+    with pytest.raises(ValueError, match=r"gold: 'z' is none"):
+        labeling.submit(texts(1), gold={"z": [1, 0]})
+    assert labeling.waiting() == 0
+    labeling.submit(texts(1))
+    labeling.run_once()
+    labeling.assign("anna")
+    with pytest.raises(ValueError, match="value"):
+        labeling.answer("q0", "anna", "left", started_at=0.0)
+
+
+def test_a_question_is_asked_once_its_clips_are_there(make):
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit([pair(), *texts(1)])
+    labeling.run_once()
+    assert ids(labeling.assign("anna", 5)) == ["q0"]
+    assert len(camera.films) == 2
+    assert labeling.waiting() == 1
+    camera.develop()
+    labeling.run_once()
+    assert set(ids(labeling.assign("anna", 5))) == {"p0", "q0"}
+    segment = labeling.query("p0").options[1]
+    assert (segment.recipe, segment.seed, segment.rewards.tolist()) == (
+        pair().options[1].recipe,
+        1,
+        [1, 1, 1],
+    )
+
+
+def test_only_so_many_are_filmed_ahead_the_urgent_first(make):
+    camera = Camera()
+    labeling = make(clips=camera, ahead=2)
+    labeling.submit([pair(f"p{i}", priority=i) for i in range(5)])
+    for _ in range(3):
+        labeling.run_once()
+        camera.develop()
+    assert len(camera.films) == 4
+    assert labeling.waiting() == 3
+    assert ids(labeling.assign("anna", 5)) == ["p4", "p3"]
+
+
+def test_what_cannot_be_filmed_is_a_dead_letter_and_may_be_tried_again(make):
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit([pair()])
+    labeling.run_once()
+    camera.films[0][1].set_exception(ValueError("the replay differs\nfrom what was seen"))
+    camera.films[1][1].set_result({})
+    labeling.run_once()
+    assert labeling.queue.dead() == {"p0": "the replay differs from what was seen"}
+    again = make(clips=camera)  # also after a restart it stays what it is
+    again.run_once()
+    assert (again.waiting(), len(camera.films)) == (0, 2)
+    assert again.queue.requeue("p0")
+    again.run_once()
+    camera.develop()
+    again.run_once()
+    assert ids(again.assign("anna")) == ["p0"]
+    assert again.queue.dead() == {}
+
+
+def test_an_answer_taken_back_takes_the_place_of_the_first(make):
+    labeling = make()
+    labeling.submit(texts(1))
+    labeling.run_once()
+    labeling.assign("anna")
+    labeling.answer("q0", "anna", [1, 0], started_at=0.0)
+    assert labeling.undo("q0", "anna")
+    assert labeling.beat("anna", ["q0", "q5"]) == ["q0"]
+    labeling.answer("q0", "anna", [0, 1], started_at=0.0)
+    heard = [(a.query_id, a.annotator, a.cannot_tell) for _, a in labeling.answers()[0]]
+    assert heard == [("q0", "anna", False), ("q0", "anna", True), ("q0", "anna", False)]
+
+
+def test_gold_is_asked_of_everybody_and_given_to_no_learner(make):
+    labeling = make(gold=1.0)
+    labeling.submit([*texts(3, answers_wanted=2), Query("g", "text", ["a", "b"])], gold={"g": [1, 0]})
+    labeling.run_once()
+    assert labeling.queue.counts()["open"] == 3
+    for who in ("anna", "bert"):
+        assert sorted(answer_all(labeling, who)) == ["g", "q0", "q1", "q2"]
+    labeling.run_once()
+    heard = [answer.query_id for _, answer in labeling.answers()[0]]
+    assert sorted(heard) == sorted(["q0", "q1", "q2"] * 2)
+    gold = [event for event in labeling.ledger if event.gold is not None]
+    assert [(event.question, event.annotator, event.gold) for event in gold] == [
+        ("g", "anna", [1, 0]),
+        ("g", "bert", [1, 0]),
+    ]
+    with pytest.raises(ValueError, match=r"gold, h: value"):
+        labeling.submit([Query("h", "text", ["a", "b"])], gold={"h": "left"})
+
+
+def test_some_are_asked_again_after_others_with_their_sides_reversed(make):
+    labeling = make(repeats=1.0)
+    labeling.submit(texts(AFTER + 2))
+    labeling.run_once()
+    seen, orders = [], {}
+    while (assignments := labeling.assign("anna")) and len(seen) < AFTER + 3:
+        (one,) = assignments
+        orders[one.id] = [p["option"] for p in one.view["panels"]]
+        labeling.answer(one.id, "anna", [1, 0], started_at=0.0)
+        seen.append(one.id)
+    assert seen == [*(f"q{i}" for i in range(AFTER + 1)), "q0~again", "q21"]
+    assert orders["q0~again"] == orders["q0"][::-1]
+    assert labeling.query("q0~again").options == ["one 0", "two 0"]
+    assert "q0~again" not in [answer.query_id for _, answer in labeling.answers()[0]]
+    assert labeling.assign("bert", 5) == []
+
+
+def test_a_share_is_asked_of_one_more(make):
+    labeling = make(overlap=0.3)
+    labeling.submit(texts(100))
+    labeling.run_once()
+    assert len(answer_all(labeling, "anna", 10)) == 100
+    assert 15 < len(answer_all(labeling, "bert", 10)) < 45
+    assert answer_all(labeling, "carl") == []
+
+
+def test_after_a_restart_what_was_not_asked_is(make, server):
+    labeling = make()
+    labeling.submit(texts(3))
+    labeling.run_once()
+    answer_all(labeling, "anna")
+    labeling.submit(texts(5))  # and it is killed before it asks
+    again = make()
+    again.run_once()
+    assert ids(again.assign("anna", 9)) == ["q3", "q4"]
+    assert again.query("q4").options == ["one 4", "two 4"]
+
+
+def test_a_store_that_is_gone_is_filled_from_disk_and_ledger(make):
+    labeling = make(gold=1.0)
+    gold = {"g0": [1, 0], "g1": [0, 1]}
+    labeling.submit([*texts(3, answers_wanted=2), *(Query(g, "text", ["a", "b"]) for g in gold)], gold=gold)
+    labeling.run_once()
+    assert len(answer_all(labeling, "anna")) == 5
+    for assignment in labeling.assign("bert", 1):
+        labeling.answer(assignment.id, "bert", [0, 1], started_at=0.0)
+    labeling.run_once()
+    before = list(labeling.ledger)
+    fresh = make("-fresh", gold=1.0)
+    fresh.run_once()
+    assert fresh.queue.events()[0] == before
+    assert answer_all(fresh, "anna") == []
+    assert len(answer_all(fresh, "bert")) == 4
+    fresh.run_once()
+    events = fresh.queue.events()[0]
+    assert list(fresh.ledger) == events
+    assert len(events) == len({(event.question, event.annotator) for event in events}) == 10
+
+
+def test_what_is_on_the_disk_survives_a_torn_end_and_a_full_disk_takes_nothing(tmp_path):
+    queries = Queries(tmp_path)
+    assert queries.add([*texts(3), *texts(2)], {"q1": [1, 0]}) == ["q0", "q1", "q2"]
+    queries.close()
+    for torn in (b"\x05", b"\x05\0\0\0\0\0\0\0ab"):
+        with queries.path.open("ab") as file:
+            file.write(torn)
+        queries = Queries(tmp_path)
+        assert list(queries) == ["q0", "q1", "q2"]
+        assert (queries.gold("q1"), queries.gold("q2")) == ([1, 0], None)
+        queries.close()
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from services.labeler.queries import Queries\n"
+        "from tests.test_labeling import texts\n"
+        "queries = Queries(Path(sys.argv[1])); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "size = queries.path.stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))\n"
+        "try: queries.add(texts(9))\n"
+        "except Exception as error: print(type(error).__name__, error, len(queries))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert "ServiceError" in done.stdout
+    assert "File too large 3" in done.stdout
+    queries = Queries(tmp_path)
+    assert queries.add(texts(4)) == ["q3"]
+    queries.close()
+    data = bytearray(queries.path.read_bytes())
+    data[20] ^= 1
+    queries.path.write_bytes(data)
+    with pytest.raises(ServiceError, match=r"queries\.bin is damaged at byte 0"):
+        Queries(tmp_path)
+
+
+def test_the_work_goes_on_behind_and_waits_for_a_store_that_is_away(make, server, monkeypatch):
+    labeling = make()
+    labeling.start()
+    labeling.submit(texts(5))
+    deadline = time.monotonic() + 20
+    while labeling.queue.counts()["open"] < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = [threading.Thread(target=answer_all, args=(labeling, who)) for who in ("anna", "bert")]
+    for worker in workers:
+        worker.start()
+    heard, cursor = [], "0"
+    while len(heard) < 5 and time.monotonic() < deadline:
+        more, cursor = labeling.answers(cursor, wait_s=0.5)
+        heard += more
+    for worker in workers:
+        worker.join()
+    labeling.stop()
+    assert {answer.query_id for _, answer in heard} == {f"q{i}" for i in range(5)}
+    assert len(list(labeling.ledger)) == 5
