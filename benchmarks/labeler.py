@@ -1,8 +1,8 @@
 """The labeler service: `python -m benchmarks.labeler [--json] [CASE...]`.
 
 The service runs in a process of its own, with its own store on the disk; 100,000 comparisons of texts are
-queued. People are scripted, over HTTP on the loopback. Seconds are those of the wall where somebody waits, and
-of the CPU where that is said: let nothing else run.
+queued. People are scripted, over HTTP on the loopback. Seconds are those of the wall where somebody waits,
+and of the CPU where that is said: let nothing else run.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Person:
     def __init__(self, port: int, cookie: str, csrf: str) -> None:
         self._port = port
         self._head = (
-            f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\nCookie: tutelage_session={cookie}\r\n"
+            f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
+            f"Cookie: tutelage_session={cookie}\r\n"
             f"X-Tutelage-CSRF: {csrf}\r\nContent-Type: application/json\r\n"
         )
 
@@ -119,7 +120,7 @@ class Person:
         return answer
 
     async def work(self, until: float, think_s: float, took: list[float]) -> None:
-        """Answer what is leased, three at a time ahead as the page does; one entry for an answer and a lease."""
+        """Answer what is leased, with three at hand as the page has; an entry for an answer and a lease."""
         rng = random.Random(id(self))
         held = (await self.post("/api/lease", {"n": 3}))["questions"]
         await asyncio.sleep(rng.random() * think_s)

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -56,6 +56,7 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
         if "error" not in box:
             yield box["running"]
     finally:
+        Page.close_all()
         over.set()
         thread.join()
         if "error" in box:
@@ -63,10 +64,18 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
 
 
 class Page(httpx.Client):
-    """Somebody's browser: the cookie, and what the page sends along."""
+    """Somebody's browser: the cookie, and what the page sends along. It is closed with the labeler."""
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(base_url=url, headers={"Origin": url}, timeout=30, **settings)
+    opened: ClassVar[list[Page]] = []
+
+    def __init__(self, url: str, *, headers: Mapping[str, str] = {}, **settings: Any) -> None:
+        super().__init__(base_url=url, headers={"Origin": url, **headers}, timeout=30, **settings)
+        self.opened.append(self)
+
+    @classmethod
+    def close_all(cls) -> None:
+        while cls.opened:
+            cls.opened.pop().close()
 
     def come_in(self, invite: str, name: str = "") -> Page:
         said = self.post("/api/session", json={"invite": invite, "name": name})
@@ -91,18 +100,20 @@ def page(running: Running, name: str = "anna", role: Role = "annotator") -> Page
 
 
 @contextlib.contextmanager
-def process(folder: Path, n: int, address: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(
+    folder: Path, n: int, address: str = "127.0.0.1:0"
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A labeler with `n` comparisons of texts in a process of its own, and its URL; it is killed at the end.
 
     SIGUSR1 fills its disk, for what it writes itself; SIGUSR2 makes room.
     """
     command = [sys.executable, "-m", "tests.labelers", str(folder), str(n), address]
-    with running(command) as (server, line):
+    with program(command) as (server, line):
         yield server, line
 
 
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def program(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process and the last word of its first line."""
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None

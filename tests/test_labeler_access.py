@@ -9,7 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import Mount
 
-from services.labeler.access import Access, Audit, Limiter, Refused, secret_of
+from services.labeler.access import Access, Audit, Limiter, Person, Refused, secret_of
 from services.labeler.app import create_app
 from services.labeler.serve import queue_name
 from tests.labelers import Page, page, served
@@ -88,18 +88,18 @@ def routes(router):
             yield from routes(route.original_router)
         else:
             assert isinstance(route, APIRoute), f"{route} is of no kind that this test knows"
-            yield from (f"{method} {route.path}" for method in sorted(route.methods - {"HEAD"}))
+            yield from (f"{method} {route.path}" for method in sorted(set(route.methods or ()) - {"HEAD"}))
 
 
 def test_every_route_is_for_the_roles_that_the_table_says(running):
     app = create_app(running.labeling, running.access)
     assert sorted(routes(app)) == sorted(WHO_MAY), "a route without an entry in WHO_MAY, or the reverse"
     people = {
-        "": httpx.Client(base_url=running.url),
+        "": Page(running.url),
         "annotator": page(running, "table-anna"),
         "operator": page(running, "table-boss", "operator"),
-        "trainer": httpx.Client(
-            base_url=running.url,
+        "trainer": Page(
+            running.url,
             headers={"Authorization": f"Bearer {running.access.token('trainer', 'table-robot')}"},
         ),
     }
@@ -125,9 +125,9 @@ def status_of(client, method, path):
 def test_an_invite_lets_in_as_many_as_it_says_and_only_whom_it_is_for(running, access):
     invite = access.invite("annotator", uses=2)
     Page(running.url).come_in(invite, "  two   words ")
-    assert Page(running.url).post(
-        "/api/session", json={"invite": invite, "name": "two words"}
-    ).json() == {"detail": "name: two words is taken; choose another, or ask for an invite of your own"}
+    assert Page(running.url).post("/api/session", json={"invite": invite, "name": "two words"}).json() == {
+        "detail": "name: two words is taken; choose another, or ask for an invite of your own"
+    }
     assert Page(running.url).post("/api/session", json={"invite": invite, "name": ""}).status_code == 422
     Page(running.url).come_in(invite, "somebody else")
     spent = Page(running.url).post("/api/session", json={"invite": invite, "name": "a third"})
@@ -191,10 +191,10 @@ def test_signing_in_from_another_site_is_refused(running, access):
 
 def test_machines_have_tokens_and_need_no_more(running, access, tmp_path):
     token = access.token("annotator", "robot-1")
-    robot = httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {token}"})
+    robot = Page(running.url, headers={"Authorization": f"Bearer {token}"})
     assert robot.get("/api/me").json()["annotator"] == "robot-1"
     assert robot.post("/api/lease", json={"n": 1}).status_code == 200
-    assert access.machine(token).name == "robot-1"
+    assert access.machine(token) == Person("robot-1", "annotator", machine=True)
     for wrong in ("Bearer x", "Bearer", "Basic eDp5", f"Bearer {token}x"):
         assert httpx.get(f"{running.url}/api/me", headers={"Authorization": wrong}).status_code == 401
     anna = page(running, "token-anna")
@@ -210,8 +210,8 @@ def test_machines_of_a_file(running, tmp_path):
     path = tmp_path / "tokens"
     path.write_text("# machines\nsesame trainer the learner  # the cluster's\n\nother annotator robot\n")
     made = other_access(running, token_file=str(path))
-    assert (made.machine("sesame").name, made.machine("sesame").role) == ("the learner", "trainer")
-    assert made.machine("other").role == "annotator"
+    assert made.machine("sesame") == Person("the learner", "trainer", machine=True)
+    assert made.machine("other") == Person("robot", "annotator", machine=True)
     assert made.machine("") is made.machine("# machines") is None
     path.write_text("sesame king anna\n")
     with pytest.raises(ConfigError, match=r"tokens, line 1 is not of the form TOKEN ROLE NAME"):

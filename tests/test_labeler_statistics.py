@@ -7,8 +7,9 @@ import time
 import pytest
 
 from services.labeler.agreement import Alpha, wilson
+from services.labeler.labeling import AGAIN
 from services.labeler.queue import Question, Queue
-from services.labeler.statistics import AGAIN, Statistics
+from services.labeler.statistics import Statistics
 from services.labeler.valkey import Embedded
 
 FOUR_OBSERVERS = """
@@ -68,7 +69,9 @@ def test_alpha_has_no_value_where_nobody_could_disagree():
     assert alpha.value() == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("k", "n", "low", "high"), [(8, 10, 0.490, 0.943), (0, 10, 0.0, 0.278), (0, 0, 0, 1)])
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"), [(8, 10, 0.490, 0.943), (0, 10, 0.0, 0.278), (0, 0, 0, 1)]
+)
 def test_the_interval_of_a_share(k, n, low, high):
     assert wilson(k, n) == pytest.approx((low, high), abs=1e-3)
 

@@ -54,6 +54,7 @@ class Settings:
     tls: ServerAccess = field(default_factory=ServerAccess)
     repeats: float = 0.05
     overlap: float = 0.1
+    gold: float = 0.05
     lease_s: float = 90.0
 
     def __post_init__(self) -> None:
@@ -66,7 +67,11 @@ class Settings:
                     f"{option}: {address} can be reached from other machines, and --access off lets "
                     "everybody in; leave that out, or listen on 127.0.0.1"
                 )
-        for option, share in (("--repeats", self.repeats), ("--overlap", self.overlap)):
+        for option, share in (
+            ("--repeats", self.repeats),
+            ("--overlap", self.overlap),
+            ("--gold", self.gold),
+        ):
             if not 0 <= share <= 1:
                 raise ConfigError(f"{option}: {share} is not from 0 to 1")
 
@@ -134,6 +139,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             secret=secret,
             repeats=settings.repeats,
             overlap=settings.overlap,
+            gold=settings.gold,
         )
         access = Access(
             client,

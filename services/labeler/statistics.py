@@ -20,10 +20,9 @@ import numpy as np
 
 from expert_oracle import feedback
 from services.labeler.agreement import Z_999, Alpha, wilson
+from services.labeler.labeling import AGAIN
 from services.labeler.queue import Event, Queue
 
-AGAIN = "~again"
-"""Ends the id of a question that somebody is asked a second time."""
 ALIKE = 0.75
 """Agreement from which on two judgements count as the same."""
 DURATIONS = 501  # of an annotator: the median is of the latest
