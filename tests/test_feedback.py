@@ -14,6 +14,10 @@ CLIP = {"clip": "a" * 64 + ".mp4", "frames": 12, "fps": 20.0, "width": 64, "heig
 CONTROLS = {"choice", "sliders", "frames", "play"}
 
 
+def f32(*values):
+    return np.array(values, np.float32)
+
+
 def segment(L=4, start=3, seed=1, rewards=None):
     actions = np.arange(start + L) % 2
     obs = np.zeros((L, 4), np.float32)
@@ -65,7 +69,7 @@ def test_the_footage_of_a_segment_is_its_episode_from_the_first_step():
     first, second = feedback.kind("comparison").footage(comparison())
     assert (first.seed, first.start, len(first.actions)) == (1, 3, 7)
     np.testing.assert_array_equal(second.actions, np.arange(7) % 2)
-    assert first.obs.shape == (4, 4)
+    assert np.shape(first.obs) == (4, 4)
 
 
 def test_a_comparison_is_answered_in_the_querys_order_whatever_is_shown():
@@ -78,7 +82,7 @@ def test_a_comparison_is_answered_in_the_querys_order_whatever_is_shown():
     assert (right["key"], right["value"]) == ("ArrowRight", [1, 0])
     assert tie["value"] == [0.5, 0.5]
     assert view["cannot_tell"]["key"] == "ArrowDown"
-    np.testing.assert_array_equal(kind.value(body, left["value"]), np.float32([0, 1]))
+    np.testing.assert_array_equal(kind.value(body, left["value"]), f32(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +97,10 @@ def test_a_comparison_is_of_segments(options, match):
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_agreement_is_symmetric_and_between_0_and_1(one, other):
     kind = feedback.kind("comparison")
-    a, b = (np.float32(w) / max(sum(w), 1e-6) if sum(w) > 1e-6 else np.full(3, 1 / 3) for w in (one, other))
+    a, b = (f32(*w) / max(sum(w), 1e-6) if sum(w) > 1e-6 else np.full(3, 1 / 3) for w in (one, other))
     assert kind.agree(a, b) == pytest.approx(kind.agree(b, a))
     assert -1e-6 <= kind.agree(a, b) <= 1 + 1e-6
-    assert kind.agree(np.float32([1, 0, 0]), np.float32([0, 1, 0])) == 0
+    assert kind.agree(f32(1, 0, 0), f32(0, 1, 0)) == 0
 
 
 def test_an_action_is_asked_for_by_name_and_key():
@@ -120,7 +124,7 @@ def test_a_state_is_drawn_where_the_environment_can_be_put_into_it():
     query = Query("q", "action", [np.ones(4, np.float32)], context)
     (footage,) = feedback.kind("action").footage(query)
     assert footage.posed
-    assert footage.obs.shape == (1, 4)
+    assert np.shape(footage.obs) == (1, 4)
     body = feedback.kind("action").body(query, [CLIP])
     assert body["clip"] == CLIP
     with pytest.raises(ValueError, match=r"context\.draw: expected"):
@@ -142,7 +146,7 @@ def test_continuous_actions_are_sliders_within_the_space():
     for wrong in ([3.0], [0.1, 0.2], 0.5):
         with pytest.raises(ValueError, match="value: "):
             kind.value(body, wrong)
-    assert kind.agree(np.float32([1]), np.float32([-1])) == 0
+    assert kind.agree(f32(1), f32(-1)) == 0
 
 
 @pytest.mark.parametrize(
