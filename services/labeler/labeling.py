@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import hmac
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -45,6 +46,7 @@ AHEAD = 1000
 FILMING = 32  # of them at a time
 BODIES = 2048  # of questions, that are remembered
 TICK_S = 0.2
+CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
 BLOCK = 500  # questions that are handed to the queue at a time
 URGENT = 1e12
 """The priority of what is asked again."""
@@ -148,8 +150,15 @@ class Labeling:
         Waits for something to happen if asked. Answers to gold questions and repeats are not among them. An
         answer that was taken back comes once more as one that cannot tell, and takes the place of the first.
         """
+        events, cursor = self.events(cursor, wait_s)
+        return [(event.id, _answer(event)) for event in events], cursor
+
+    def events(self, cursor: str = "0", wait_s: float = 0.0) -> tuple[list[Event], str]:
+        """The same as events of the queue, which tell an answer taken back from one that cannot tell."""
+        if not CURSOR.fullmatch(cursor):
+            raise ValueError(f"cursor: {cursor[:80]!r} is none that this service gave")
         events, cursor = self.queue.events(cursor, wait_s=wait_s)
-        return [(event.id, _answer(event)) for event in events if learned_from(event)], cursor
+        return [event for event in events if learned_from(event)], cursor
 
     def waiting(self) -> int:
         """How many are on the disk and not asked yet."""
@@ -456,7 +465,7 @@ def learned_from(event: Event) -> bool:
 
 
 def _answer(event: Event) -> Answer:
-    """An undone one cannot tell."""
+    """One that was undone cannot tell."""
     body = {**event.body, "cannot_tell": True} if event.type == "undo" else event.body
     return answer_of_body(event.question, event.annotator, body)
 
