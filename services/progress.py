@@ -52,7 +52,8 @@ class Progress:
     ) -> None:
         self.title = title
         self.stop = stop
-        self.console = console or Console(file=own_stderr(), highlight=False)
+        self._own = None if console else own_stderr()
+        self.console = console or Console(file=self._own, highlight=False)
         self._quiet = quiet
         self._live: Live | None = None
         self._rows: deque[Figures] = deque(maxlen=1000)
@@ -76,6 +77,8 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._own is not None and self._own is not sys.stderr:
+            self._own.close()
 
     def note(self, words: str) -> None:
         """Say what is going on besides rounds."""

@@ -1,0 +1,107 @@
+"""Show how it is done: a person plays an episode in the page.
+
+Options: none. Context: `env` id, `kwargs`, `seed`, `max_steps`, and as for `action` the names of actions and
+the space. Value: the actions [T, ...] of the episode, which the server played and knows: the page sends none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expert_oracle.feedback import Body, Footage, Json, action, numbers, text
+from tutelage.types import Array, Query
+
+MOST_STEPS = 10_000
+GUIDE = [
+    {
+        "title": "Your turn",
+        "text": "You play one episode yourself. The machine will learn from what you do, so play as well as "
+        "you can, and rather calmly than fast.",
+    },
+    {
+        "title": "Keys",
+        "text": "Hold a key to act; let go to do nothing. The keys are written below the picture. Where "
+        "there are sliders, a gamepad's sticks move them too.",
+    },
+    {
+        "title": "When it ends",
+        "text": "The episode ends by itself, or when you press **Enter**. It is then kept. If it went "
+        "wrong, press **R** to play it again from the beginning: only the last one counts.",
+    },
+]
+
+
+def footage(query: Query) -> list[Footage]:
+    return []
+
+
+def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    env = query.context.get("env")
+    if not isinstance(env, str) or not env:
+        raise ValueError(f"context.env: expected the id of an environment, got {env!r}")
+    seed, steps = query.context.get("seed", 0), query.context.get("max_steps", 1000)
+    for name, value, most in (("seed", seed, 2**31 - 1), ("max_steps", steps, MOST_STEPS)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= most:
+            raise ValueError(f"context.{name}: expected an integer from 0 to {most:,}, got {value!r}")
+    known = action.KNOWN.get(env, {})
+    return {
+        "task": text(query, "task", known.get("task", "")),
+        "env": env,
+        "kwargs": dict(query.context.get("kwargs", {})),
+        "seed": int(seed),
+        "max_steps": int(steps),
+        **action.space_of(query, known),
+    }
+
+
+def sides(body: Body) -> int:
+    return 1
+
+
+def view(body: Body, order: Sequence[int]) -> dict[str, Any]:
+    control: dict[str, Any] = {"type": "play", "socket": "/api/play/", "keys": None, "sliders": []}
+    if "sliders" in body:
+        control["sliders"] = body["sliders"]
+    else:
+        numbered = enumerate(zip(body["keys"], body["actions"], strict=True), body["start"])
+        control["keys"] = {key: n for n, (key, _) in numbered}
+        control["labels"] = dict(zip(body["keys"], body["actions"], strict=True))
+    return {
+        "prompt": "Play it yourself",
+        "context": body["task"],
+        "panels": [],
+        "control": control,
+        "cannot_tell": {"key": "x", "label": "Not this one"},
+        "guide": GUIDE,
+    }
+
+
+def value(body: Body, said: Json) -> Array:
+    """Actions [T] int64 or [T, A] float32."""
+    if "sliders" in body:
+        actions = numbers(said, (-1, len(body["sliders"]))).astype(np.float32)
+    else:
+        played = numbers(said, (-1,))
+        last = body["start"] + len(body["actions"]) - 1
+        if (played % 1 != 0).any() or (played < body["start"]).any() or (played > last).any():
+            raise ValueError(f"value: expected actions from {body['start']} to {last}")
+        actions = played.astype(np.int64)
+    if not 1 <= len(actions) <= body["max_steps"]:
+        raise ValueError(f"value: {len(actions)} actions; an episode has 1 to {body['max_steps']}")
+    return actions
+
+
+def agree(one: Array, other: Array) -> float:
+    """The share of the shorter one's steps in which the same was done."""
+    n = min(len(one), len(other))
+    same = np.isclose(one[:n], other[:n]).reshape(n, -1).all(1) if n else np.zeros(0)
+    return float(same.mean()) if n else 0.0
+
+
+def example() -> dict[str, Any]:
+    return body(
+        Query("example", "demonstration", [], {"env": "CartPole-v1", "seed": 3, "max_steps": 200}), []
+    )
