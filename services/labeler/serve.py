@@ -35,6 +35,7 @@ from tutelage.errors import ConfigError, ServiceError
 
 LOG = logging.getLogger(__name__)
 GRACE_S = 10  # for requests that are being answered when it is told to stop
+KEEP_S = 75  # a connection without requests: people take their time
 LOOK_S = 0.5  # how often it is seen to that the store lives
 BACKLOG = 1024
 
@@ -53,6 +54,7 @@ class Settings:
     tls: ServerAccess = field(default_factory=ServerAccess)
     repeats: float = 0.05
     overlap: float = 0.1
+    gold: float = 0.05
     lease_s: float = 90.0
 
     def __post_init__(self) -> None:
@@ -65,7 +67,11 @@ class Settings:
                     f"{option}: {address} can be reached from other machines, and --access off lets "
                     "everybody in; leave that out, or listen on 127.0.0.1"
                 )
-        for option, share in (("--repeats", self.repeats), ("--overlap", self.overlap)):
+        for option, share in (
+            ("--repeats", self.repeats),
+            ("--overlap", self.overlap),
+            ("--gold", self.gold),
+        ):
             if not 0 <= share <= 1:
                 raise ConfigError(f"{option}: {share} is not from 0 to 1")
 
@@ -133,6 +139,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             secret=secret,
             repeats=settings.repeats,
             overlap=settings.overlap,
+            gold=settings.gold,
         )
         access = Access(
             client,
@@ -164,7 +171,7 @@ def _hold(folder: Path) -> Any:
 
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once for TCP
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
@@ -226,6 +233,7 @@ async def _http(
             ssl_certfile=settings.tls.tls_cert or None,
             ssl_keyfile=settings.tls.tls_key or None,
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_S,
         )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
