@@ -105,7 +105,7 @@ class LabelerClient:
     def answers(self, cursor: str = "0", wait_s: float = 0.0) -> tuple[list[tuple[str, Answer]], str]:
         """What was answered after `cursor`, each with its event's id, and the cursor after it.
 
-        An answer that was taken back comes once more as one that cannot tell, and takes the place of the first.
+        An answer that was taken back comes once more as one that cannot tell, in place of the first.
         """
         found = list[tuple[str, Answer]]()
 
@@ -144,7 +144,10 @@ class LabelerClient:
         cannot_tell: bool = False,
         started_at: float | None = None,
     ) -> tuple[str, str]:
-        """What became of it, accepted, duplicate, lost or unknown, and its event's id. `value`: array or JSON."""
+        """What became of it (accepted, duplicate, lost or unknown), and its event's id.
+
+        value: an array, or JSON.
+        """
         request = pb.AnswerRequest(
             annotator=annotator,
             question=question,
@@ -232,7 +235,7 @@ class LabelerClient:
     async def _read_on(
         self, cursor: str, take: Callable[[pb.AnswersReply], bool], ends: float | None
     ) -> bool:
-        """Until `take` has enough: True. False at the end of what there is, or with `ends` when it has come."""
+        """True once `take` has enough; False at the end of what there is, or when `ends` has come."""
         if ends is not None and ends <= time.monotonic():
             return False
         stream = self._rpc("Answers")(
@@ -252,7 +255,7 @@ class LabelerClient:
         return False
 
     async def _tries(self, until: float) -> AsyncIterator[list[str]]:
-        """One try after the other, each with a list for what was wrong; at the end of the time, Unreachable."""
+        """One try after the other, each with a list for what was wrong. Unreachable at the end of time."""
         pause, longest = BACKOFF_S
         while True:
             faults = list[str]()

@@ -175,7 +175,7 @@ class LabelerService:
             streams = name == "Answers"
             make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
             serve = self.answers if streams else partial(self.unary, name)
-            methods[name] = make(serve, partial(_parsed, request), Message.SerializeToString)
+            methods[name] = make(serve, partial(_parsed, request), _serialized)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def unary(self, name: str, request: Any, context: Any) -> Any:
@@ -200,7 +200,7 @@ class LabelerService:
                         labeling.events, cursor, wait_s, pool=self.waiting if wait_s else None
                     )
                 newest = cursor == before
-                if found or newest and not request.follow or not wait_s:
+                if found or (newest and not request.follow) or not wait_s:
                     answers = [answered_message(event) for event in found]
                     yield pb.AnswersReply(answers=answers, cursor=cursor)
                 if newest and not request.follow:
@@ -227,20 +227,25 @@ class LabelerService:
         async with _refusing(context):
             found = await self._in_thread(self.role_of, token.strip().encode())
         if found is None:
-            await context.abort(
+            return await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED, "the token is not known to this service"
             )
         caller = Caller(*found)
         if caller.role not in ROLES[name]:
             allowed = " or ".join(ROLES[name])
             await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"{name} is for {allowed}; the token is that of {caller.role}"
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{name} is for {allowed}; the token is that of {caller.role}",
             )
         return caller
 
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.waiting.shutdown(wait=False, cancel_futures=True)
+
+
+def _serialized(reply: Message) -> bytes:
+    return reply.SerializeToString()
 
 
 def _parsed(request: type[Message], data: bytes) -> Message | None:
