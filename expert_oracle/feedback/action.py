@@ -12,6 +12,7 @@ observation alone. Value: one action, as the environment takes it: an integer []
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,11 +91,12 @@ def footage(query: Query) -> list[Footage]:
         raise ValueError(f"options: an action is asked for in one state, got {len(query.options)}")
     state = query.options[0]
     if isinstance(state, Segment):
-        return [footage_of(query, 0)]
+        shown = footage_of(query, 0)  # without the last action: it is what is asked for
+        return [dataclasses.replace(shown, actions=tree.map_structure(lambda leaf: leaf[:-1], shown.actions))]
     if (draw := query.context.get("draw")) is None:
         return []
     try:
-        recipe = EnvRecipe(draw["id"], dict(draw.get("kwargs", {})))
+        recipe = draw if isinstance(draw, EnvRecipe) else EnvRecipe(draw["id"], dict(draw.get("kwargs", {})))
     except (TypeError, KeyError, ValueError, AttributeError):
         raise ValueError(f"context.draw: expected {{'id': ..., 'kwargs': {{...}}}}, got {draw!r}") from None
     obs = tree.map_structure(lambda leaf: np.asarray(leaf)[None], state)
