@@ -27,8 +27,8 @@ from expert_oracle.feedback import (
     clip_panel,
     footage_of,
     numbers,
-    text,
     text_panel,
+    words,
 )
 from tutelage.types import Array, EnvRecipe, Query, Segment
 
@@ -105,7 +105,7 @@ def footage(query: Query) -> list[Footage]:
 
 def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known = KNOWN.get(str(query.context.get("env", "")), {})
-    body: dict[str, Any] = {"task": text(query, "task", known.get("task", "")), **space_of(query, known)}
+    body: dict[str, Any] = {"task": words(query, "task", known.get("task", "")), **space_of(query, known)}
     if clips:
         body["clip"] = dict(clips[0])
     elif isinstance(query.options[0], Segment):

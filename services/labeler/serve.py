@@ -108,6 +108,7 @@ class Running:
     labeling: Labeling
     access: Access
     url: str
+    grpc_address: str = ""  # host:port, with the port that it is; empty: none
 
     def link(self, role: Role, *, uses: int = 1) -> str:
         """A new invite's."""
@@ -151,11 +152,14 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         )
         labeling.start()
         try:
-            async with _http(settings, labeling, access, listener) as url, _grpc(settings, labeling, access):
+            async with (
+                _http(settings, labeling, access, listener) as url,
+                _grpc(settings, labeling, access) as grpc_address,
+            ):
                 over = asyncio.Event()
                 watch = asyncio.create_task(_watch(server, over))
                 try:
-                    yield Running(labeling, access, url)
+                    yield Running(labeling, access, url, grpc_address)
                 finally:
                     over.set()
                     await watch
@@ -248,15 +252,22 @@ async def _http(
 
 
 @contextlib.asynccontextmanager
-async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[None]:
+async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[str]:
+    """Its address, with the port that it is."""
     if not settings.grpc_address:
-        yield
+        yield ""
         return
     from services.labeler import rpc
 
-    server = await rpc.start(labeling, settings.grpc_address, access)
+    def role_of(token: bytes) -> tuple[str, str] | None:
+        person = access.machine(token.decode(errors="replace"))
+        return None if person is None else (person.name, person.role)
+
+    server = await rpc.start(
+        labeling, settings.grpc_address, role_of if settings.access else None, tls=settings.tls
+    )
     try:
-        yield
+        yield server.address
     finally:
         await server.stop(GRACE_S)
 
@@ -316,6 +327,6 @@ def _welcome(running: Running, settings: Settings, invite: bool) -> Iterator[str
     elif invite or running.is_new():
         yield f"to answer, open      {running.link('annotator', uses=100)}   (for 100 people)"
         yield f"to look after it     {running.link('operator')}   (once)"
-    if settings.grpc_address:
-        yield f"gRPC for machines: {settings.grpc_address}"
+    if running.grpc_address:
+        yield f"gRPC for machines    {running.grpc_address}"
     yield "Ctrl-C stops it; every answer is on the disk when a page says so"
