@@ -69,7 +69,7 @@ def test_the_footage_of_a_segment_is_its_episode_from_the_first_step():
     first, second = feedback.kind("comparison").footage(comparison())
     assert (first.seed, first.start, len(first.actions)) == (1, 3, 7)
     np.testing.assert_array_equal(second.actions, np.arange(7) % 2)
-    assert np.shape(first.obs) == (4, 4)
+    assert np.asarray(first.obs).shape == (4, 4)
 
 
 def test_a_comparison_is_answered_in_the_querys_order_whatever_is_shown():
@@ -124,7 +124,7 @@ def test_a_state_is_drawn_where_the_environment_can_be_put_into_it():
     query = Query("q", "action", [np.ones(4, np.float32)], context)
     (footage,) = feedback.kind("action").footage(query)
     assert footage.posed
-    assert np.shape(footage.obs) == (1, 4)
+    assert np.asarray(footage.obs).shape == (1, 4)
     body = feedback.kind("action").body(query, [CLIP])
     assert body["clip"] == CLIP
     with pytest.raises(ValueError, match=r"context\.draw: expected"):
