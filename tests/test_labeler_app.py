@@ -15,6 +15,12 @@ from tests.labelers import Page, page, served, texts
 from tutelage.errors import ConfigError, ServiceError
 
 
+@pytest.fixture(autouse=True)
+def _closed_pages():
+    yield
+    Page.close_all()
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     with served(tmp_path_factory.mktemp("labeler")) as labeler:
