@@ -63,7 +63,7 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
 
 
 class Page(httpx.Client):
-    """Somebody's browser: the cookie, and what the page sends along. Tests close all of them at their ends."""
+    """Somebody's browser: the cookie, and what the page sends along. Tests close all at their ends."""
 
     opened: ClassVar[list[Page]] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from expert_oracle.feedback import Body, Footage, Json, action, numbers, text
+from expert_oracle.feedback import Body, Footage, Json, action, numbers, words
 from tutelage.types import Array, Query
 
 MOST_STEPS = 10_000
@@ -48,7 +48,7 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"context.{name}: expected an integer from 0 to {most:,}, got {value!r}")
     known = action.KNOWN.get(env, {})
     return {
-        "task": text(query, "task", known.get("task", "")),
+        "task": words(query, "task", known.get("task", "")),
         "env": env,
         "kwargs": dict(query.context.get("kwargs", {})),
         "seed": int(seed),

@@ -108,6 +108,8 @@ class Running:
     labeling: Labeling
     access: Access
     url: str
+    grpc_address: str  # empty: no gRPC
+    grpc_address: str = ""  # host:port, with the port that it is; empty: none
 
     def link(self, role: Role, *, uses: int = 1) -> str:
         """A new invite's."""
@@ -151,11 +153,14 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         )
         labeling.start()
         try:
-            async with _http(settings, labeling, access, listener) as url, _grpc(settings, labeling, access):
+            async with (
+                _http(settings, labeling, access, listener) as url,
+                _grpc(settings, labeling, access) as grpc_address,
+            ):
                 over = asyncio.Event()
                 watch = asyncio.create_task(_watch(server, over))
                 try:
-                    yield Running(labeling, access, url)
+                    yield Running(labeling, access, url, grpc_address)
                 finally:
                     over.set()
                     await watch
@@ -248,17 +253,18 @@ async def _http(
 
 
 @contextlib.asynccontextmanager
-async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[None]:
+async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[str]:
     if not settings.grpc_address:
-        yield
+        yield ""
         return
     from services.labeler import rpc
 
-    server = await rpc.start(labeling, settings.grpc_address, access)
+    role_of = access.role_of if settings.access else None
+    running = await rpc.start(labeling, settings.grpc_address, role_of, tls=settings.tls)
     try:
-        yield
+        yield running.address
     finally:
-        await server.stop(GRACE_S)
+        await running.stop(GRACE_S)
 
 
 def serve_command(settings: Settings, *, invite: bool, demo: bool) -> None:
@@ -316,6 +322,6 @@ def _welcome(running: Running, settings: Settings, invite: bool) -> Iterator[str
     elif invite or running.is_new():
         yield f"to answer, open      {running.link('annotator', uses=100)}   (for 100 people)"
         yield f"to look after it     {running.link('operator')}   (once)"
-    if settings.grpc_address:
-        yield f"gRPC for machines: {settings.grpc_address}"
+    if running.grpc_address:
+        yield f"gRPC for machines    {running.grpc_address}"
     yield "Ctrl-C stops it; every answer is on the disk when a page says so"
