@@ -1,35 +1,61 @@
-"""Clips: an episode as a video, rendered without a GPU or a screen in a process of its own.
+"""Clips: a stretch of an episode as a video, rendered without a GPU or a screen in a process of its own.
 
-The episode is played here and only its recipe, seed and actions go to the rendering process, which plays
-it again: an OpenGL backend has to be chosen before MuJoCo is imported, and two MuJoCo viewers in one
-process turn each other's pictures black.
+    with Filmer() as filmer:
+        filmer.film(footage, "clip.mp4")
+
+Only the recipe, seed and actions of an episode go to that process, which plays it again: an OpenGL backend
+has to be chosen before MuJoCo is imported, and two MuJoCo viewers in one process turn each other's pictures
+black. It keeps its environment warm from one clip to the next of the same recipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 import pickle
+import selectors
+import struct
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 import av
 import gymnasium as gym
 import numpy as np
+import tree
 
-from actors.environments import Act, columns, make_env, put, to_env
+from actors.environments import Act, columns, make_env, put, rows, to_env
+from expert_oracle.feedback import Footage
+from expert_oracle.lookahead import pose_for
 from tutelage.errors import ConfigError, TutelageError
-from tutelage.types import Array, EnvRecipe
+from tutelage.types import Array, EnvRecipe, Tree
 
 CODECS: dict[str, tuple[str, dict[str, str]]] = {
     ".mp4": ("libx264", {"preset": "veryfast", "crf": "23", "movflags": "+faststart"}),
     ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "33", "b": "0"}),
 }
 GL_LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+LONGEST_S = 300.0  # for one clip
+LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Film:
+    """What became of footage. Made by: Filmer. Eaten by: the labeler's clips."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
 
 
 def record(
@@ -62,16 +88,115 @@ def render(
     recipe: EnvRecipe, seed: int, actions: Array, path: str | Path, *, start: int = 0, size: int = 256
 ) -> None:
     """Write the video of an episode from step `start` on, given its actions [L, ...]."""
-    path = Path(path)
-    if path.suffix not in CODECS:
-        raise ConfigError(f"{path}: videos end in {' or '.join(CODECS)}, got {path.suffix!r}")
-    job = pickle.dumps((recipe, seed, np.asarray(actions), str(path.resolve()), start, size))
-    done = subprocess.run(
-        [sys.executable, "-m", "actors.clips"], input=job, env=headless(), capture_output=True, check=False
-    )
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-        raise TutelageError(f"cannot render {recipe.id}: {lines[-1]}")
+    with Filmer() as filmer:
+        filmer.film(Footage(recipe, seed, np.asarray(actions), start), path, size=size)
+
+
+class Filmer:
+    """A process that films, one clip after the other; another takes its place where it died.
+
+    Used by one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Filmer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def film(self, footage: Footage, path: str | Path, *, size: int = 256) -> Film:
+        """Write the video to `path`, which appears when it is whole.
+
+        Raises ConfigError for a suffix that is none, TutelageError where the footage cannot be filmed.
+        """
+        path = Path(path)
+        if path.suffix not in CODECS:
+            raise ConfigError(f"{path}: videos end in {' or '.join(CODECS)}, got {path.suffix!r}")
+        job = pickle.dumps((footage, str(path.resolve()), size))
+        said, died = dict[str, Any](), False
+        while not said:
+            try:
+                said = self._ask(job)
+            except OSError as error:  # the process died, of this clip or by chance
+                if self._closed or died:
+                    raise TutelageError(f"cannot render {footage.recipe.id}: {error}") from None
+                died = True
+        if "error" in said:
+            raise TutelageError(f"cannot render {footage.recipe.id}: {said['error']}")
+        return Film(**said)
+
+    def close(self) -> None:
+        """May be called by another thread: what is being filmed then fails."""
+        with self._closing:
+            self._closed = True
+            self._end()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def _ask(self, job: bytes) -> dict[str, Any]:
+        """What the process answers. Raises OSError, saying why, where it did not live to."""
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(LENGTH.pack(len(job)) + job)
+            process.stdin.flush()
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                if not selector.select(LONGEST_S):
+                    raise OSError(f"it took longer than {LONGEST_S:g} s")
+            line = process.stdout.readline()
+            if not line.endswith(b"\n"):
+                raise OSError(self._last_words())
+        except (OSError, ValueError) as error:  # ValueError: closed by another thread
+            self._end()
+            raise error if isinstance(error, OSError) else OSError("no longer wanted") from None
+        return json.loads(line)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with self._closing:
+            if self._closed:
+                raise OSError("no longer wanted")
+            if self._process is None:
+                self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in _end
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "actors.clips"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    env=headless(),
+                    start_new_session=True,  # Ctrl-C is for us
+                )
+            return self._process
+
+    def _last_words(self) -> str:
+        assert self._process is not None
+        assert self._errors is not None
+        status = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"the rendering process ended with {status}"
+
+    def _end(self) -> None:
+        process, errors = self._process, self._errors
+        self._process = self._errors = None
+        if process is None or errors is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, errors):
+            with contextlib.suppress(OSError):  # what was not written yet
+                stream.close()  # type: ignore[union-attr]
 
 
 def headless() -> dict[str, str]:
@@ -104,15 +229,63 @@ def loadable(library: str) -> bool:
 
 
 def main() -> None:
-    """Render the job that is pickled on the standard input."""
-    recipe, seed, actions, path, start, size = pickle.load(sys.stdin.buffer)
-    env = make_env(recipe, render_mode="rgb_array")
-    if hasattr(env.unwrapped, "mujoco_renderer"):
-        make_lean(env.unwrapped, size)
-        try_gl(env)
-    fps = Fraction(env.metadata.get("render_fps") or 30).limit_denominator(1000)
-    write(frames(env, seed, actions, start), Path(path), fps=fps, size=size)
-    env.close()
+    """Film the jobs that come on the standard input, until it ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    studio = Studio()
+    while header := sys.stdin.buffer.read(LENGTH.size):
+        footage, path, size = pickle.loads(sys.stdin.buffer.read(*LENGTH.unpack(header)))
+        try:
+            film = studio.film(footage, Path(path), size)
+            said: dict[str, Any] = vars(film)
+        except TutelageError as error:
+            said = {"error": str(error)}
+        except Exception as error:  # of the environment, by what is wrong with it
+            said = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(said), file=answers, flush=True)
+
+
+class NotReplayedError(TutelageError):
+    """An episode went another way than it did when it was recorded."""
+
+
+class Studio:
+    """One environment, as long as it is the one that is wanted."""
+
+    def __init__(self) -> None:
+        self._env: gym.Env | None = None
+        self._made: tuple[EnvRecipe, int] | None = None
+
+    def film(self, footage: Footage, path: Path, size: int) -> Film:
+        warm = self._env is not None and self._made == (footage.recipe, size)
+        try:
+            return self._film(footage, path, size)
+        except NotReplayedError:
+            if not warm:
+                raise
+        self._close()  # there are environments that remember the episode before
+        return self._film(footage, path, size)
+
+    def _film(self, footage: Footage, path: Path, size: int) -> Film:
+        env = self._environment(footage.recipe, size)
+        fps = Fraction(env.metadata.get("render_fps") or 30).limit_denominator(1000)
+        return write(_pictures(env, footage), path, fps=fps, size=size)
+
+    def _close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+        self._env = self._made = None
+
+    def _environment(self, recipe: EnvRecipe, size: int) -> gym.Env:
+        if self._env is not None and self._made == (recipe, size):
+            return self._env
+        self._close()
+        env = make_env(recipe, render_mode="rgb_array")
+        if hasattr(env.unwrapped, "mujoco_renderer"):
+            make_lean(env.unwrapped, size)
+            try_gl(env)
+        self._env, self._made = env, (recipe, size)
+        return env
 
 
 def make_lean(env: Any, size: int) -> None:
@@ -124,55 +297,107 @@ def make_lean(env: Any, size: int) -> None:
 
 
 def try_gl(env: gym.Env) -> None:
-    """Exit, naming what to install, unless MuJoCo can draw."""
+    """Raise TutelageError, naming what to install, unless MuJoCo can draw."""
     install = "install the package libosmesa6, or libegl1 and libgl1-mesa-dri"
     backend = os.environ.get("MUJOCO_GL")
     if backend is None:
-        raise SystemExit(f"there is no OpenGL that draws without a screen; {install}")
+        raise TutelageError(f"there is no OpenGL that draws without a screen; {install}")
     env.reset()
     try:
         env.render()
     except Exception as error:  # of PyOpenGL, MuJoCo or ctypes, by what is missing
-        raise SystemExit(f"MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); {install}") from None
+        raise TutelageError(f"MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); {install}") from None
 
 
-def frames(env: gym.Env, seed: int, actions: Array, start: int) -> Iterator[Array]:
-    """Pictures [height, width, 3] of an episode: before each of its actions from `start` on, and the last."""
-    env.reset(seed=seed)
+def _pictures(env: gym.Env, footage: Footage) -> Iterator[Array]:
+    """The pictures [height, width, 3] of footage."""
+    if footage.frames is not None:
+        return iter(footage.frames)
+    if footage.posed:
+        return iter([_posed(env, footage.obs)])
+    return frames(env, footage.seed, footage.actions, footage.start, footage.obs)
+
+
+def _posed(env: gym.Env, obs: Tree) -> Array:
+    """The environment in an observed state [1, D]."""
+    env.reset(seed=0)
+    pose_for(env)(env.unwrapped, np.asarray(rows(obs, 0)))
+    return picture(env)
+
+
+def frames(
+    env: gym.Env, seed: int, actions: Array, start: int, recorded: Tree | None = None
+) -> Iterator[Array]:
+    """Pictures [height, width, 3] of an episode: before each of its actions from `start` on, and the last.
+
+    Raises NotReplayedError where the episode goes another way than it did: it ends sooner, or is not
+    `recorded` [T - start, ...], what was observed from `start` on.
+    """
+    seen = columns(env.observation_space, 1)
+    put(seen, 0, env.reset(seed=seed)[0])
     for t, action in enumerate(to_env(env.action_space, actions)):
         if t >= start:
+            _check_replayed(seen, recorded, t - start, t)
             yield picture(env)
-        _, _, terminated, truncated, _ = env.step(action)
+        observation, _, terminated, truncated, _ = env.step(action)
+        put(seen, 0, observation)
         if (terminated or truncated) and t < len(actions) - 1:
-            raise SystemExit(f"the episode is not replayed: it ends after {t + 1} of {len(actions)} steps")
+            raise NotReplayedError(
+                f"the episode is not replayed: it ends after {t + 1} of {len(actions)} steps"
+            )
+    _check_replayed(seen, recorded, len(actions) - start, len(actions))
     yield picture(env)
+
+
+def _check_replayed(seen: Tree, recorded: Tree | None, row: int, step: int) -> None:
+    """What is seen now [1, ...] has to be row `row` of what was, where there is one."""
+    if recorded is None or row >= len(tree.flatten(recorded)[0]):
+        return
+    same = tree.map_structure(
+        lambda a, b: np.array_equal(a[0], b[row], equal_nan=a.dtype.kind == "f"), seen, recorded
+    )
+    if not all(tree.flatten(same)):
+        raise NotReplayedError(
+            f"the episode is not replayed: its observation at step {step} is another than was recorded; "
+            "keep the frames of such environments when they are played"
+        )
 
 
 def picture(env: gym.Env) -> Array:
     frame = np.asarray(env.render())
     if not frame.any():
-        raise SystemExit("the picture is all black: MuJoCo's OpenGL context was lost")
+        raise TutelageError("the picture is all black: MuJoCo's OpenGL context was lost")
     return frame
 
 
-def write(pictures: Iterator[Array], path: Path, *, fps: Fraction, size: int) -> None:
+def write(pictures: Iterator[Array], path: Path, *, fps: Fraction, size: int) -> Film:
     """Encode pictures, scaled to `size` pixels on the longer side; the file appears when it is whole."""
-    codec, options = CODECS[path.suffix]
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(unfinished), "w") as container:
-        stream: Any = container.add_stream(codec, rate=fps, options=options)
+    try:
+        film = _encode(pictures, unfinished, CODECS[path.suffix], fps, size)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return film
+
+
+def _encode(
+    pictures: Iterator[Array], path: Path, codec: tuple[str, dict[str, str]], fps: Fraction, size: int
+) -> Film:
+    height = width = count = 0
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec[0], rate=fps, options=codec[1])
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for n, frame in enumerate(pictures):
-            if n == 0:
-                stream.height, stream.width = scaled(*frame.shape[:2], size)  # type: ignore[call-arg]
+        for frame in pictures:
+            if count == 0:
+                height, width = stream.height, stream.width = scaled(*frame.shape[:2], size)  # type: ignore[call-arg]
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(
-                stream.encode(image.reformat(width=stream.width, height=stream.height, format="yuv420p"))
-            )
+            container.mux(stream.encode(image.reformat(width=width, height=height, format="yuv420p")))
+            count += 1
         container.mux(stream.encode())
-    unfinished.replace(path)
+    return Film(count, float(fps), width, height)
 
 
 def scaled(height: int, width: int, size: int) -> tuple[int, int]:
@@ -183,7 +408,4 @@ def scaled(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TutelageError as error:
-        raise SystemExit(str(error)) from None
+    main()

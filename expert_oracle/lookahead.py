@@ -170,12 +170,12 @@ def make_model(env: Any, pose: str | None) -> Model:
     """What to plan in for a gymnasium environment. `pose`: a function of one's own, `module:attr`."""
     if pose is None and env.spec.id in EQUATIONS and not env.spec.kwargs:
         return EQUATIONS[env.spec.id]
-    simulated = Simulated(env.unwrapped, _pose_for(env) if pose is None else plugins.load(pose))
+    simulated = Simulated(env.unwrapped, pose_for(env) if pose is None else plugins.load(pose))
     _check_pose(env, simulated)
     return simulated
 
 
-def _pose_for(env: Any) -> Pose:
+def pose_for(env: Any) -> Pose:
     env_id = env.spec.id
     name = env_id.rpartition("/")[2].rpartition("-v")[0]
     if name in POSES:

@@ -157,7 +157,7 @@ async def start(
     service = ExpertOracleService(description, Desk(batcher, space, figures))
     health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     server = _server(service, health_service, access, share_port)
-    port = _listen(server, address, access)
+    port = listen(server, address, access)
     metrics = expose(figures, metrics_address) if metrics_address else None
     await server.start()
     for served in ("", SERVICE):
@@ -198,8 +198,8 @@ def _parsed(data: bytes) -> pb.ActRequest | None:
         return None
 
 
-def _listen(server: grpc.aio.Server, address: str, access: ServerAccess) -> int:
-    """The port."""
+def listen(server: grpc.aio.Server, address: str, access: ServerAccess) -> int:
+    """The port that it listens on. Raises OracleError where it cannot."""
     credentials = access.credentials()
     try:
         if credentials is None:

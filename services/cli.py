@@ -280,6 +280,9 @@ def labeler_serve(
     overlap: Annotated[
         float, typer.Option(min=0, max=1, help="Share of questions that one person more is asked.")
     ] = 0.1,
+    gold: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of questions beside which a known one is asked.")
+    ] = 0.05,
     invite: Annotated[bool, typer.Option("--invite", help="Print new links that let people in.")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="Begin with 40 comparisons of HalfCheetah to try the page with.")
@@ -305,6 +308,7 @@ def labeler_serve(
         tls=ServerAccess(tls_cert, tls_key),
         repeats=repeats,
         overlap=overlap,
+        gold=gold,
     )
     serve_command(settings, invite=invite, demo=demo)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -54,6 +56,7 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
         if "error" not in box:
             yield box["running"]
     finally:
+        Page.close_all()
         over.set()
         thread.join()
         if "error" in box:
@@ -61,10 +64,18 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
 
 
 class Page(httpx.Client):
-    """Somebody's browser: the cookie, and what the page sends along."""
+    """Somebody's browser: the cookie, and what the page sends along. It is closed with the labeler."""
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(base_url=url, headers={"Origin": url}, timeout=30, **settings)
+    opened: ClassVar[list[Page]] = []
+
+    def __init__(self, url: str, *, headers: Mapping[str, str] = {}, **settings: Any) -> None:
+        super().__init__(base_url=url, headers={"Origin": url, **headers}, timeout=30, **settings)
+        self.opened.append(self)
+
+    @classmethod
+    def close_all(cls) -> None:
+        while cls.opened:
+            cls.opened.pop().close()
 
     def come_in(self, invite: str, name: str = "") -> Page:
         said = self.post("/api/session", json={"invite": invite, "name": name})
@@ -89,19 +100,46 @@ def page(running: Running, name: str = "anna", role: Role = "annotator") -> Page
 
 
 @contextlib.contextmanager
-def process(folder: Path, *options: str, address: str = "127.0.0.1:0") -> Iterator[tuple[Any, str]]:
-    """`tutelage labeler serve` as a process, and its address; it is killed at the end, if it still runs."""
-    command = [sys.executable, "-m", "services.cli", "labeler", "serve", "--folder", str(folder)]
-    server = subprocess.Popen(
-        [*command, "--address", address, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def process(
+    folder: Path, n: int, address: str = "127.0.0.1:0"
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A labeler with `n` comparisons of texts in a process of its own, and its URL; it is killed at the end.
+
+    SIGUSR1 fills its disk, for what it writes itself; SIGUSR2 makes room.
+    """
+    command = [sys.executable, "-m", "tests.labelers", str(folder), str(n), address]
+    with program(command) as (server, line):
+        yield server, line
+
+
+@contextlib.contextmanager
+def program(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process and the last word of its first line."""
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         line = server.stdout.readline()
         if not line:
-            assert server.stderr is not None
-            raise RuntimeError(server.stderr.read())
+            raise RuntimeError(server.communicate()[1])
         yield server, line.split()[-1]
     finally:
         server.kill()
         server.communicate()
+
+
+async def main(folder: str, n: str, address: str) -> None:
+    """What `process` runs."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    loop.add_signal_handler(signal.SIGUSR1, resource.setrlimit, resource.RLIMIT_FSIZE, (1000, most))
+    loop.add_signal_handler(signal.SIGUSR2, resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+    async with serving(Settings(Path(folder), address=address, repeats=0.0, overlap=0.0)) as labeler:
+        await asyncio.to_thread(labeler.labeling.submit, texts(int(n)))
+        await asyncio.to_thread(labeler.labeling.run_once)
+        print(labeler.url, flush=True)
+        await stopped.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

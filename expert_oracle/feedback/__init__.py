@@ -120,7 +120,7 @@ def text_panel(text: str, option: int = 0) -> dict[str, Any]:
     return {"type": "text", "option": option, "text": text}
 
 
-def text(query: Query, name: str, default: str) -> str:
+def words(query: Query, name: str, default: str) -> str:
     """A text of the query's context. Raises ValueError where it is none, or too long."""
     value = query.context.get(name, default)
     return checked_text(f"context.{name}", value)

@@ -12,6 +12,7 @@ observation alone. Value: one action, as the environment takes it: an integer []
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,10 @@ from expert_oracle.feedback import (
     clip_panel,
     footage_of,
     numbers,
-    text,
     text_panel,
     texts,
     whole,
+    words,
 )
 from tutelage.types import Array, EnvRecipe, Query, Segment
 
@@ -91,11 +92,12 @@ def footage(query: Query) -> list[Footage]:
         raise ValueError(f"options: an action is asked for in one state, got {len(query.options)}")
     state = query.options[0]
     if isinstance(state, Segment):
-        return [footage_of(query, 0)]
+        shown = footage_of(query, 0)  # without the last action: it is what is asked for
+        return [dataclasses.replace(shown, actions=tree.map_structure(lambda leaf: leaf[:-1], shown.actions))]
     if (draw := query.context.get("draw")) is None:
         return []
     try:
-        recipe = EnvRecipe(draw["id"], dict(draw.get("kwargs", {})))
+        recipe = draw if isinstance(draw, EnvRecipe) else EnvRecipe(draw["id"], dict(draw.get("kwargs", {})))
     except (TypeError, KeyError, ValueError, AttributeError):
         raise ValueError(f"context.draw: expected {{'id': ..., 'kwargs': {{...}}}}, got {draw!r}") from None
     obs = tree.map_structure(lambda leaf: np.asarray(leaf)[None], state)
@@ -104,7 +106,7 @@ def footage(query: Query) -> list[Footage]:
 
 def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known = KNOWN.get(str(query.context.get("env", "")), {})
-    body: dict[str, Any] = {"task": text(query, "task", known.get("task", "")), **space_of(query, known)}
+    body: dict[str, Any] = {"task": words(query, "task", known.get("task", "")), **space_of(query, known)}
     if clips:
         body["clip"] = dict(clips[0])
     elif isinstance(query.options[0], Segment):

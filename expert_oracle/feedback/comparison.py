@@ -17,8 +17,8 @@ from expert_oracle.feedback import (
     choices_between,
     clip_panel,
     footage_of,
-    text,
     weights,
+    words,
 )
 from tutelage.types import Array, Query
 
@@ -52,8 +52,8 @@ def footage(query: Query) -> list[Footage]:
 
 def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "prompt": text(query, "prompt", "Which one is better?"),
-        "task": text(query, "task", ""),
+        "prompt": words(query, "prompt", "Which one is better?"),
+        "task": words(query, "task", ""),
         "clips": [dict(clip) for clip in clips],
     }
 

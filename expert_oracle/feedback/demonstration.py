@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from expert_oracle.feedback import Body, Footage, Json, action, arguments, numbers, text, whole
+from expert_oracle.feedback import Body, Footage, Json, action, arguments, numbers, whole, words
 from tutelage.types import Array, Query
 
 MOST_STEPS = 10_000
@@ -44,7 +44,7 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"context.env: expected the id of an environment, got {env!r}")
     known = action.KNOWN.get(env, {})
     return {
-        "task": text(query, "task", known.get("task", "")),
+        "task": words(query, "task", known.get("task", "")),
         "env": env,
         "kwargs": arguments("context.kwargs", query.context.get("kwargs", {})),
         "seed": whole("context.seed", query.context.get("seed", 0), 0, 2**31 - 1),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from expert_oracle.feedback import CANNOT_TELL, Body, Footage, Json, clip_panel, footage_of, numbers, text
+from expert_oracle.feedback import CANNOT_TELL, Body, Footage, Json, clip_panel, footage_of, numbers, words
 from tutelage.types import Array, Query
 
 LABELS = ("Bad", "Rather bad", "So-so", "Rather good", "Good")
@@ -56,7 +56,7 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     per_frame = query.context.get("per_frame", False)
     if not isinstance(per_frame, bool):
         raise ValueError(f"context.per_frame: expected true or false, got {per_frame!r}")
-    return {"task": text(query, "task", ""), "clip": dict(clips[0]), "per_frame": per_frame}
+    return {"task": words(query, "task", ""), "clip": dict(clips[0]), "per_frame": per_frame}
 
 
 def sides(body: Body) -> int:

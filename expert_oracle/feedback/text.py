@@ -16,9 +16,9 @@ from expert_oracle.feedback import (
     Json,
     checked_text,
     choices_between,
-    text,
     text_panel,
     weights,
+    words,
 )
 from tutelage.types import Array, Query
 
@@ -49,8 +49,8 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not 2 <= len(query.options) <= MOST_OPTIONS:
         raise ValueError(f"options: a choice is between 2 and {MOST_OPTIONS} texts, got {len(query.options)}")
     return {
-        "asked": text(query, "prompt", ""),
-        "rubric": text(query, "rubric", ""),
+        "asked": words(query, "prompt", ""),
+        "rubric": words(query, "rubric", ""),
         "texts": [checked_text(f"options[{k}]", option) for k, option in enumerate(query.options)],
     }
 

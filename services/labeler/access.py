@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import redis
 
@@ -114,27 +114,25 @@ class Access:
         """
         if not self._failures.allows(address):
             raise Refused(429, "too many invites that do not work came from your address; wait a minute")
-        role, made_out_to = self._use(invite, address)
-        name = made_out_to or _checked_name(name)
-        person = Person(name, role)
-        if not self._store.hsetnx(f"{self._prefix}:people", name, json.dumps({"since": time.time()})):
-            if not made_out_to:
-                self._store.hincrby(self._key("invite", invite), "uses", 1)
-                raise Refused(409, f"name: {name} is taken; choose another, or ask for an invite of your own")
-            self._store.hset(f"{self._prefix}:people", name, json.dumps({"since": time.time()}))
-        return self._open(person, address), person
-
-    def _use(self, invite: str, address: str) -> tuple[Role, str]:
         key = self._key("invite", invite)
         said = {_text(k): _text(v) for k, v in self._store.hgetall(key).items()}  # type: ignore[union-attr]
-        if not said or self._store.hincrby(key, "uses", -1) < 0:  # type: ignore[operator]
-            if said:
-                self._store.hincrby(key, "uses", 1)
-            self._failures.take(address)
-            why = "was used already" if said else "is not known, or too old"
-            self.audit.note("refused", address=address, why=f"an invite that {why}")
-            raise Refused(403, f"invite: it {why}; ask for a new one")
-        return said["role"], said["name"]  # type: ignore[return-value]
+        if not said:
+            self._refuse(address, "is not known, or too old")
+        name = said["name"] or _checked_name(name)
+        if self._store.hincrby(key, "uses", -1) < 0:  # type: ignore[operator]
+            self._store.hincrby(key, "uses", 1)
+            self._refuse(address, "was used already")
+        is_new = self._store.hsetnx(f"{self._prefix}:people", name, json.dumps({"since": time.time()}))
+        if not is_new and not said["name"]:
+            self._store.hincrby(key, "uses", 1)
+            raise Refused(409, f"name: {name} is taken; choose another, or ask for an invite of your own")
+        person = Person(name, said["role"])  # type: ignore[arg-type]
+        return self._open(person, address), person
+
+    def _refuse(self, address: str, why: str) -> NoReturn:
+        self._failures.take(address)
+        self.audit.note("refused", address=address, why=f"an invite that {why}")
+        raise Refused(403, f"invite: it {why}; ask for a new one")
 
     def _open(self, person: Person, address: str) -> str:
         session = secrets.token_urlsafe(32)

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from services.labeler.labeling import AGAIN, Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Event
-from services.labeler.statistics import AGAIN
 from tutelage.types import Query, Segment
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from services.labeler.labeling import Labeling
 
 ROWS = 2000  # that go together
 REMEMBERED = 256  # questions whose description is kept for the next answer to it

@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import hmac
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -45,7 +46,10 @@ AHEAD = 1000
 FILMING = 32  # of them at a time
 BODIES = 2048  # of questions, that are remembered
 TICK_S = 0.2
+CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
 BLOCK = 500  # questions that are handed to the queue at a time
+LONG = {"demonstration"}
+"""Kinds that nobody is asked again."""
 URGENT = 1e12
 """The priority of what is asked again."""
 
@@ -148,8 +152,15 @@ class Labeling:
         Waits for something to happen if asked. Answers to gold questions and repeats are not among them. An
         answer that was taken back comes once more as one that cannot tell, and takes the place of the first.
         """
+        events, cursor = self.events(cursor, wait_s)
+        return [(event.id, _answer(event)) for event in events], cursor
+
+    def events(self, cursor: str = "0", wait_s: float = 0.0) -> tuple[list[Event], str]:
+        """The same as events of the queue, which tell an answer taken back from one that cannot tell."""
+        if not CURSOR.fullmatch(cursor):
+            raise ValueError(f"cursor: {cursor[:80]!r} is none that this service gave")
         events, cursor = self.queue.events(cursor, wait_s=wait_s)
-        return [(event.id, _answer(event)) for event in events if learned_from(event)], cursor
+        return [event for event in events if learned_from(event)], cursor
 
     def waiting(self) -> int:
         """How many are on the disk and not asked yet."""
@@ -200,7 +211,7 @@ class Labeling:
         outcome, event = self.queue.answer(
             question, annotator, {**said, **times, "side_shown": order, **extra}
         )
-        if outcome == "accepted" and body is not None and self._is_ordinary(question):
+        if outcome == "accepted" and body is not None and self._is_ordinary(question, kind_name):
             self._mixing.answered(annotator, question, kind_name, body)
         return outcome, event
 
@@ -307,17 +318,19 @@ class Labeling:
         ready = list[Question]()
         while (entry := self._next(self._pending)) is not None:
             query = self.queries[entry[2]]
-            if feedback.kind(query.kind).footage(query):
-                with self._lock:
-                    heapq.heappush(self._unfilmed, entry)
-            else:
-                self._prepare(ready, query, [])
+            with self._burying(query.id):
+                if feedback.kind(query.kind).footage(query):
+                    with self._lock:
+                        heapq.heappush(self._unfilmed, entry)
+                else:
+                    ready.append(self._question(query, []))
             if len(ready) >= BLOCK:
                 self._hand_over(ready)
         self._hand_over(ready)
         self._film()
         for query, clips in self._filmed():
-            self._prepare(ready, query, clips)
+            with self._burying(query.id):
+                ready.append(self._question(query, clips))
         self._hand_over(ready)
 
     def _next(self, heap: list[tuple[float, int, str]]) -> tuple[float, int, str] | None:
@@ -352,24 +365,23 @@ class Labeling:
             with self._lock:
                 del self._filming[id]
 
-    def _prepare(self, ready: list[Question], query: Query, clips: Sequence[Mapping[str, Any]]) -> None:
-        """Add the question that the queue is given."""
+    def _question(self, query: Query, clips: Sequence[Mapping[str, Any]]) -> Question:
+        """What the queue is given."""
+        body = feedback.kind(query.kind).body(query, clips)
+        known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
+        wanted, kept = self._wanted(query), known is not None
+        return Question(query.id, query.kind, body, query.priority, wanted, gold=known, kept=kept)
+
+    @contextlib.contextmanager
+    def _burying(self, id: str) -> Iterator[None]:
+        """Whatever a kind makes of its query, the others go on: this one is a dead letter."""
         try:
-            body = feedback.kind(query.kind).body(query, clips)
-            known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
-            ready.append(
-                Question(
-                    query.id,
-                    query.kind,
-                    body,
-                    query.priority,
-                    self._wanted(query),
-                    gold=known,
-                    kept=known is not None,
-                )
-            )
+            yield
         except ValueError as error:
-            self._bury(query.id, str(error))
+            self._bury(id, str(error))
+        except Exception as error:
+            LOG.exception("question %s cannot be asked", id)
+            self._bury(id, f"{type(error).__name__}: {error}")
 
     def _hand_over(self, ready: list[Question]) -> None:
         """To the queue; where that cannot be, they wait as before."""
@@ -415,8 +427,10 @@ class Labeling:
         order = [int(k) for k in rng.permutation(sides)]
         return order[::-1] if again else order
 
-    def _is_ordinary(self, question: str) -> bool:
-        """Neither gold nor a repeat."""
+    def _is_ordinary(self, question: str, kind: str) -> bool:
+        """Neither gold nor a repeat, nor too much to ask for twice."""
+        if kind in LONG:
+            return False
         is_gold = question in self.queries and self.queries.place(question).gold
         return not is_gold and not question.endswith(AGAIN)
 
@@ -456,7 +470,7 @@ def learned_from(event: Event) -> bool:
 
 
 def _answer(event: Event) -> Answer:
-    """An undone one cannot tell."""
+    """One that was undone cannot tell."""
     body = {**event.body, "cannot_tell": True} if event.type == "undo" else event.body
     return answer_of_body(event.question, event.annotator, body)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tree
 
+from services.labeler.queue import Event
 from tutelage import codec
 from tutelage.proto.tutelage.v1 import labeler_pb2 as pb
 from tutelage.types import Answer, EnvRecipe, Query, Segment, Tree
@@ -155,9 +156,10 @@ def _from_json(text: str, name: str) -> Any:
         raise ValueError(f"{name}: no JSON: {error}") from None
 
 
-def answered_message(event: str, answer: Answer) -> pb.Answered:
+def answered_message(event: Event) -> pb.Answered:
+    answer = answer_of_body(event.question, event.annotator, event.body)
     return pb.Answered(
-        event=event,
+        event=event.id,
         query_id=answer.query_id,
         value=codec.encode_tensor(answer.value, "value"),
         annotator=answer.annotator,
@@ -165,10 +167,12 @@ def answered_message(event: str, answer: Answer) -> pb.Answered:
         answered_at=answer.answered_at,
         side_shown=answer.side_shown,
         cannot_tell=answer.cannot_tell,
+        undone=event.type == "undo",
     )
 
 
 def answer_of(message: pb.Answered) -> Answer:
+    """An answer that was taken back is one that cannot tell."""
     return Answer(
         query_id=message.query_id,
         value=codec.decode_tensor(message.value, "value"),
@@ -176,7 +180,7 @@ def answer_of(message: pb.Answered) -> Answer:
         started_at=message.started_at,
         answered_at=message.answered_at,
         side_shown=tuple(message.side_shown),
-        cannot_tell=message.cannot_tell,
+        cannot_tell=message.cannot_tell or message.undone,
     )
 
 

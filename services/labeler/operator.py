@@ -88,7 +88,16 @@ class Run(BaseModel):
 @router.get("/statistics")
 async def statistics(_: Operator, labeler: Labeler) -> Figures:
     """The queue, the annotators, how far they agree, and what wants looking after."""
-    return Figures(**await labeler.do(labeler.statistics.report))
+    return Figures(**await labeler.do(_report, labeler))
+
+
+def _report(labeler: Service) -> dict[str, Any]:
+    report = labeler.statistics.report()
+    if fault := labeler.labeling.fault:
+        report["alerts"].insert(0, f"the service tries again what it cannot do: {fault}")
+    if waiting := labeler.labeling.waiting():
+        report["queue"]["waiting"] = waiting
+    return report
 
 
 @router.get("/events", response_class=StreamingResponse)
@@ -99,7 +108,7 @@ async def events(_: Operator, labeler: Labeler) -> StreamingResponse:
 
 def _statistics(labeler: Service) -> AsyncIterator[bytes]:
     async def now() -> dict[str, Any]:
-        return await labeler.do(labeler.statistics.report)
+        return await labeler.do(_report, labeler)
 
     return labeler.news.stream("statistics", now, every_s=STATISTICS_S)
 

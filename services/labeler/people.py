@@ -202,7 +202,9 @@ def _answer(said: Answering, person: Person, labeler: Service) -> tuple[Outcome,
         started_at=now if said.shown_at is None else min(said.shown_at, now),
         extra=moments,
     )
-    return outcome, labeler.statistics.answered(person.name, until=event)
+    if outcome == "accepted":
+        labeler.statistics.expect(person.name, said.question, event)
+    return outcome, labeler.statistics.known(person.name)
 
 
 @router.post("/api/undo")

@@ -35,6 +35,7 @@ from tutelage.errors import ConfigError, ServiceError
 
 LOG = logging.getLogger(__name__)
 GRACE_S = 10  # for requests that are being answered when it is told to stop
+KEEP_S = 75  # a connection without requests: people take their time
 LOOK_S = 0.5  # how often it is seen to that the store lives
 BACKLOG = 1024
 
@@ -53,6 +54,7 @@ class Settings:
     tls: ServerAccess = field(default_factory=ServerAccess)
     repeats: float = 0.05
     overlap: float = 0.1
+    gold: float = 0.05
     lease_s: float = 90.0
 
     def __post_init__(self) -> None:
@@ -65,7 +67,11 @@ class Settings:
                     f"{option}: {address} can be reached from other machines, and --access off lets "
                     "everybody in; leave that out, or listen on 127.0.0.1"
                 )
-        for option, share in (("--repeats", self.repeats), ("--overlap", self.overlap)):
+        for option, share in (
+            ("--repeats", self.repeats),
+            ("--overlap", self.overlap),
+            ("--gold", self.gold),
+        ):
             if not 0 <= share <= 1:
                 raise ConfigError(f"{option}: {share} is not from 0 to 1")
 
@@ -102,6 +108,7 @@ class Running:
     labeling: Labeling
     access: Access
     url: str
+    grpc_address: str = ""  # host:port, with the port that it is; empty: none
 
     def link(self, role: Role, *, uses: int = 1) -> str:
         """A new invite's."""
@@ -133,6 +140,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             secret=secret,
             repeats=settings.repeats,
             overlap=settings.overlap,
+            gold=settings.gold,
         )
         access = Access(
             client,
@@ -144,11 +152,14 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         )
         labeling.start()
         try:
-            async with _http(settings, labeling, access, listener) as url, _grpc(settings, labeling, access):
+            async with (
+                _http(settings, labeling, access, listener) as url,
+                _grpc(settings, labeling, access) as grpc_address,
+            ):
                 over = asyncio.Event()
                 watch = asyncio.create_task(_watch(server, over))
                 try:
-                    yield Running(labeling, access, url)
+                    yield Running(labeling, access, url, grpc_address)
                 finally:
                     over.set()
                     await watch
@@ -164,7 +175,7 @@ def _hold(folder: Path) -> Any:
 
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once for TCP
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
@@ -226,6 +237,7 @@ async def _http(
             ssl_certfile=settings.tls.tls_cert or None,
             ssl_keyfile=settings.tls.tls_key or None,
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_S,
         )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -240,15 +252,22 @@ async def _http(
 
 
 @contextlib.asynccontextmanager
-async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[None]:
+async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[str]:
+    """Its address, with the port that it is."""
     if not settings.grpc_address:
-        yield
+        yield ""
         return
     from services.labeler import rpc
 
-    server = await rpc.start(labeling, settings.grpc_address, access)
+    def role_of(token: bytes) -> tuple[str, str] | None:
+        person = access.machine(token.decode(errors="replace"))
+        return None if person is None else (person.name, person.role)
+
+    server = await rpc.start(
+        labeling, settings.grpc_address, role_of if settings.access else None, tls=settings.tls
+    )
     try:
-        yield
+        yield server.address
     finally:
         await server.stop(GRACE_S)
 
@@ -308,6 +327,6 @@ def _welcome(running: Running, settings: Settings, invite: bool) -> Iterator[str
     elif invite or running.is_new():
         yield f"to answer, open      {running.link('annotator', uses=100)}   (for 100 people)"
         yield f"to look after it     {running.link('operator')}   (once)"
-    if settings.grpc_address:
-        yield f"gRPC for machines: {settings.grpc_address}"
+    if running.grpc_address:
+        yield f"gRPC for machines    {running.grpc_address}"
     yield "Ctrl-C stops it; every answer is on the disk when a page says so"

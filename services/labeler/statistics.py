@@ -20,10 +20,9 @@ import numpy as np
 
 from expert_oracle import feedback
 from services.labeler.agreement import Z_999, Alpha, wilson
+from services.labeler.labeling import AGAIN
 from services.labeler.queue import Event, Queue
 
-AGAIN = "~again"
-"""Ends the id of a question that somebody is asked a second time."""
 ALIKE = 0.75
 """Agreement from which on two judgements count as the same."""
 DURATIONS = 501  # of an annotator: the median is of the latest
@@ -104,49 +103,54 @@ class Statistics:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._lock = threading.Lock()
-        self._cursor = "0"
+        self._following = threading.Lock()  # held while the store is waited for
+        self._lock = threading.Lock()  # held for a moment
+        self._cursor = self._counted = "0"
         self._said: dict[tuple[str, str], Said] = {}  # by question and annotator
+        self._ahead: defaultdict[str, set[str]] = defaultdict(set)  # by annotator: questions not counted yet
         self._people: defaultdict[str, Person] = defaultdict(Person)
         self._alpha: defaultdict[str, Alpha] = defaultdict(Alpha)
         self._times: deque[float] = deque()  # of answers within RATE_S
 
-    def follow(self, until: str = "") -> None:
-        """Count what has happened; with `until`, at least up to that event."""
-        with self._lock:
-            if until and _order(until) <= _order(self._cursor):
-                return
+    def follow(self) -> None:
+        """Count what has happened."""
+        with self._following:
             while True:
-                events, self._cursor = self._queue.events(self._cursor)
+                events, cursor = self._queue.events(self._cursor)
                 for event in events:
-                    self._count(event)
+                    said = self._weighed(event) if event.type == "answer" else None
+                    with self._lock:
+                        self._count(event, said)
+                self._cursor = cursor
                 if not events:
                     return
 
-    def answered(self, annotator: str, until: str = "") -> int:
-        """How many answers of this annotator count, those up to `until` among them."""
-        self.follow(until)
+    def expect(self, annotator: str, question: str, event: str) -> None:
+        """An answer that was just given: it counts for `known` already."""
+        with self._lock:
+            if _order(event) > _order(self._counted):
+                self._ahead[annotator].add(question)
+
+    def answered(self, annotator: str) -> int:
+        """How many answers of this annotator count."""
+        self.follow()
         return self.known(annotator)
 
     def known(self, annotator: str) -> int:
         """As `answered`, as far as is known here: without a look into the store."""
-        person = self._people.get(annotator)
-        return person.answers if person else 0
+        with self._lock:
+            person, ahead = self._people.get(annotator), self._ahead.get(annotator, ())
+            return (person.answers if person else 0) + len(ahead)
 
     # Events
 
-    def _count(self, event: Event) -> None:
-        key = event.question, event.annotator
-        person = self._people[event.annotator]
-        if event.type == "undo":
-            said = self._said.get(key)
-            if said is not None and said.event == event.undoes:
-                del self._said[key]
-                person.count(said, -1)
-                if said.judgement is not None:
-                    self._alpha[event.kind].remove(event.question, said.judgement)
-            return
-        said = self._said[key] = self._weighed(event)
+    def _count(self, event: Event, said: Said | None) -> None:
+        key, person = (event.question, event.annotator), self._people[event.annotator]
+        self._counted = event.id
+        if said is None:
+            return self._take_back(event, person)
+        self._ahead[event.annotator].discard(event.question)
+        self._said[key] = said
         person.count(said, 1)
         person.seen_at = _seconds(event.id)
         self._times.append(person.seen_at)
@@ -156,6 +160,17 @@ class Statistics:
             person.seconds.append(took)
         if said.judgement is not None:
             self._alpha[event.kind].add(event.question, said.judgement)
+        return None
+
+    def _take_back(self, event: Event, person: Person) -> None:
+        key = event.question, event.annotator
+        said = self._said.get(key)
+        if said is None or said.event != event.undoes:
+            return
+        del self._said[key]
+        person.count(said, -1)
+        if said.judgement is not None:
+            self._alpha[event.kind].remove(event.question, said.judgement)
 
     def _weighed(self, event: Event) -> Said:
         value, unsure = event.body.get("value"), bool(event.body.get("cannot_tell"))
@@ -237,14 +252,14 @@ def _alerts(queue: Mapping[str, Any], people: list[dict[str, Any]]) -> list[str]
     alerts = []
     active = sum(person["active"] for person in people)
     if active and not queue["open"] and not queue["paused"]:
-        alerts.append(f"no question is open: {active} annotators will soon have nothing to do")
+        alerts.append("no question is open: those who answer will soon have nothing to do")
     for person in people:
         if person["gold"] >= MIN_GOLD and person["gold_right"] < GOOD_GOLD * person["gold"]:
             alerts.append(
                 f"{person['name']} answers {person['gold_right']} of {person['gold']} known questions right"
             )
     if queue["dead"]:
-        alerts.append(f"{queue['dead']} questions could be answered by nobody")
+        alerts.append(f"questions that nobody could answer: {queue['dead']}")
     return alerts
 
 

@@ -173,10 +173,12 @@ class AnswerReply(_message.Message):
     def __init__(self, outcome: _Optional[str] = ..., event: _Optional[str] = ...) -> None: ...
 
 class AnswersRequest(_message.Message):
-    __slots__ = ("cursor",)
+    __slots__ = ("cursor", "follow")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     cursor: str
-    def __init__(self, cursor: _Optional[str] = ...) -> None: ...
+    follow: bool
+    def __init__(self, cursor: _Optional[str] = ..., follow: _Optional[bool] = ...) -> None: ...
 
 class AnswersReply(_message.Message):
     __slots__ = ("answers", "cursor")
@@ -187,7 +189,7 @@ class AnswersReply(_message.Message):
     def __init__(self, answers: _Optional[_Iterable[_Union[Answered, _Mapping]]] = ..., cursor: _Optional[str] = ...) -> None: ...
 
 class Answered(_message.Message):
-    __slots__ = ("event", "query_id", "value", "annotator", "started_at", "answered_at", "side_shown", "cannot_tell")
+    __slots__ = ("event", "query_id", "value", "annotator", "started_at", "answered_at", "side_shown", "cannot_tell", "undone")
     EVENT_FIELD_NUMBER: _ClassVar[int]
     QUERY_ID_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +198,7 @@ class Answered(_message.Message):
     ANSWERED_AT_FIELD_NUMBER: _ClassVar[int]
     SIDE_SHOWN_FIELD_NUMBER: _ClassVar[int]
     CANNOT_TELL_FIELD_NUMBER: _ClassVar[int]
+    UNDONE_FIELD_NUMBER: _ClassVar[int]
     event: str
     query_id: str
     value: _oracle_pb2.Tensor
@@ -204,7 +207,8 @@ class Answered(_message.Message):
     answered_at: float
     side_shown: _containers.RepeatedScalarFieldContainer[int]
     cannot_tell: bool
-    def __init__(self, event: _Optional[str] = ..., query_id: _Optional[str] = ..., value: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., annotator: _Optional[str] = ..., started_at: _Optional[float] = ..., answered_at: _Optional[float] = ..., side_shown: _Optional[_Iterable[int]] = ..., cannot_tell: _Optional[bool] = ...) -> None: ...
+    undone: bool
+    def __init__(self, event: _Optional[str] = ..., query_id: _Optional[str] = ..., value: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., annotator: _Optional[str] = ..., started_at: _Optional[float] = ..., answered_at: _Optional[float] = ..., side_shown: _Optional[_Iterable[int]] = ..., cannot_tell: _Optional[bool] = ..., undone: _Optional[bool] = ...) -> None: ...
 
 class BeatRequest(_message.Message):
     __slots__ = ("annotator", "questions")

@@ -102,8 +102,8 @@ class LabelerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Answers(self, request, context):
-        """What was answered after a cursor, in order, and then on and on as answers come. After a break the stream is
-        opened again with the last cursor that was read.
+        """What was answered after a cursor, in order; then the stream ends, or goes on as answers come. After a break it
+        is opened again with the last cursor that was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

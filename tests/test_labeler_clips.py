@@ -1,0 +1,183 @@
+"""The labeler's clips: each made once, kept up to a size, and no other than what was played."""
+
+import os
+import signal
+import time
+
+import av
+import numpy as np
+import pytest
+
+from actors.clips import Filmer
+from actors.environments import make_env
+from actors.replay import replay
+from expert_oracle.feedback import Footage
+from services.labeler.clips import Clips
+from tutelage.errors import TutelageError
+from tutelage.types import EnvRecipe
+
+CARTPOLE = EnvRecipe("CartPole-v1")
+SECRET = b"of this labeler"
+
+
+def footage(seed=0, length=12, start=4, recipe=CARTPOLE):
+    space = make_env(recipe).action_space
+    space.seed(seed)
+    actions = np.stack([space.sample() for _ in range(length)])
+    played = replay(recipe, seed, actions)
+    return Footage(recipe, seed, actions, start, played.obs[start:length])
+
+
+@pytest.fixture
+def clips(tmp_path):
+    made = []
+
+    def make(name="clips", **settings):
+        made.append(Clips(tmp_path / name, **{"secret": SECRET, "workers": 1, "size": 96} | settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def pictures(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_a_clip_shows_the_segment_and_says_its_size(clips):
+    ours = clips()
+    clip = ours.film(footage()).result()
+    assert {k: v for k, v in clip.items() if k != "clip"} == {
+        "frames": 9,
+        "fps": 50.0,
+        "width": 96,
+        "height": 64,
+    }
+    shown = pictures(ours.path(clip["clip"]))
+    assert len(shown) == 9
+    assert shown[0].shape == (64, 96, 3)
+
+
+def test_the_same_footage_is_filmed_once_and_found_again(clips, tmp_path):
+    ours = clips()
+    futures = [ours.film(footage()) for _ in range(8)]
+    names = {future.result()["clip"] for future in futures}
+    assert len(names) == 1
+    (name,) = names
+    written = ours.path(name).stat().st_mtime_ns
+    ours.close()
+    again = clips()
+    assert again.film(footage()).result() == futures[0].result()
+    assert again._filmers[0].pid is None  # nothing was filmed
+    assert again.path(name).stat().st_mtime_ns >= written
+
+
+def test_other_footage_and_other_labelers_have_other_names(clips):
+    ours, theirs = clips(), clips("theirs", secret=b"of another")
+    one = ours.film(footage()).result()["clip"]
+    assert ours.film(footage(seed=1)).result()["clip"] != one
+    assert ours.film(footage(start=5)).result()["clip"] != one
+    assert theirs.film(footage()).result()["clip"] != one
+    assert theirs.path(one) is None
+
+
+@pytest.mark.parametrize("name", ["", "../secret", "a" * 64, "a" * 64 + ".mp4", "A" * 64 + ".mp4", "x\0.mp4"])
+def test_what_is_no_clip_is_not_found(clips, name):
+    assert clips().path(name) is None
+
+
+def test_what_had_to_go_is_filmed_again(clips):
+    ours = clips(max_bytes=1)
+    first = ours.film(footage()).result()["clip"]
+    before = pictures(ours.path(first))
+    second = ours.film(footage(seed=1)).result()["clip"]
+    assert sorted(p.name for p in ours.folder.glob("*.mp4")) == [second]
+    again = pictures(ours.path(first))
+    np.testing.assert_allclose(again, before, atol=8)  # of 255: the encoder is not exact to the bit
+
+
+def test_what_was_not_recorded_so_is_refused(clips):
+    true = footage()
+    with pytest.raises(TutelageError, match="observation at step 4 is another than was recorded"):
+        clips().film(Footage(CARTPOLE, 0, true.actions, 4, np.asarray(true.obs) + 1e-7)).result()
+    ours = clips()
+    with pytest.raises(TutelageError, match=r"it ends after \d+ of 300 steps"):
+        ours.film(Footage(CARTPOLE, 0, np.ones(300, np.int64), 290)).result()
+    assert list(ours.folder.iterdir()) == []
+    assert ours.film(true).result()["frames"] == 9  # the process goes on
+
+
+def test_frames_that_were_kept_are_shown_and_stay(clips):
+    kept = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), np.uint8)
+    ours = clips(max_bytes=1)
+    clip = ours.film(Footage(CARTPOLE, 0, np.zeros(5, np.int64), 0, frames=kept)).result()
+    assert (clip["frames"], clip["width"]) == (5, 96)
+    ours.film(footage()).result()
+    assert ours.path(clip["clip"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "obs"), [("CartPole-v1", [0.5, 0, 0.1, 0]), ("Pendulum-v1", [0.0, 1.0, 0.5])]
+)
+def test_a_state_is_drawn_from_its_observation(clips, env, obs):
+    obs = np.array([obs], np.float32)
+    ours = clips()
+    clip = ours.film(Footage(EnvRecipe(env), -1, np.zeros(0), 0, obs, posed=True)).result()
+    other = ours.film(Footage(EnvRecipe(env), -1, np.zeros(0), 0, -obs, posed=True)).result()
+    assert clip["frames"] == 1
+    (one,), (two,) = (pictures(ours.path(each["clip"])) for each in (clip, other))
+    assert np.abs(one.astype(int) - two).max() > 50
+
+
+def test_a_state_of_an_environment_that_cannot_be_put_into_it_is_refused(clips):
+    state = Footage(EnvRecipe("LunarLander-v3"), -1, np.zeros(0), 0, np.zeros((1, 8), np.float32), posed=True)
+    with pytest.raises(TutelageError, match="nobody knows how to put LunarLander-v3 into a state"):
+        clips().film(state).result()
+
+
+def test_an_environment_that_remembers_is_tried_once_more_afresh(clips):
+    walker = EnvRecipe("BipedalWalker-v3")
+    ours = clips()
+    ours.film(footage(recipe=walker)).result()
+    assert ours.film(footage(seed=1, recipe=walker)).result()["frames"] == 9
+
+
+def test_a_process_that_is_killed_is_replaced(tmp_path):
+    with Filmer() as filmer:
+        filmer.film(footage(), tmp_path / "one.mp4")
+        assert filmer.pid is not None
+        os.kill(filmer.pid, signal.SIGKILL)
+        assert filmer.film(footage(), tmp_path / "two.mp4").frames == 9
+        assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+
+
+def test_a_process_killed_in_the_midst_of_a_clip_leaves_nothing_half_made(clips):
+    ours = clips()
+    long = footage(recipe=EnvRecipe("Pendulum-v1"), length=200, start=0)
+    future = ours.film(long)
+    (filmer,) = ours._filmers
+    deadline = time.monotonic() + 60
+    while not list(ours.folder.glob(".*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert filmer.pid is not None
+    os.kill(filmer.pid, signal.SIGKILL)
+    clip = future.result()
+    assert clip["frames"] == 201
+    assert len(pictures(ours.path(clip["clip"]))) == 201
+
+
+def test_an_unknown_environment_is_refused_by_name(clips):
+    with pytest.raises(TutelageError, match="NoSuchEnv"):
+        clips().film(Footage(EnvRecipe("NoSuchEnv-v0"), 0, np.zeros(3), 0)).result()
+
+
+def test_mujoco_clips_of_several_lengths(clips, offscreen_gl):
+    ours = clips(codec="webm")
+    cheetah = EnvRecipe("HalfCheetah-v5")
+    for start in (0, 6):
+        clip = ours.film(footage(recipe=cheetah, length=10, start=start)).result()
+        shown = pictures(ours.path(clip["clip"]))
+        assert len(shown) == 11 - start
+        assert all(np.std(picture) > 10 for picture in shown)

@@ -1,0 +1,218 @@
+"""Whatever goes wrong, each question ends with exactly the answers wanted, and the ledger has them."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import redis
+
+from services.labeler.access import secret_of
+from services.labeler.ledger import Ledger
+from services.labeler.queue import Queue
+from services.labeler.serve import invite_command, queue_name
+from services.labeler.valkey import Embedded
+from tests.labelers import Page, page, process, program, served, texts
+
+
+@pytest.fixture(autouse=True)
+def _closed_pages():
+    yield
+    Page.close_all()
+
+
+def answers_of(queue):
+    return Counter(event.question for event in queue.events(limit=5000)[0] if event.type == "answer")
+
+
+def ask(running, n, **settings):
+    running.labeling.submit(texts(n, **settings))
+    running.labeling.run_once()
+
+
+def test_a_double_click_is_one_answer(tmp_path):
+    with served(tmp_path) as running:
+        ask(running, 1)
+        anna = page(running)
+        anna.do("lease", n=1)
+        with ThreadPoolExecutor(8) as threads:
+            sent = [threads.submit(anna.do, "answer", question="q0", value=[1, 0]) for _ in range(16)]
+        assert Counter(one.result()["outcome"] for one in sent) == {"accepted": 1, "duplicate": 15}
+        assert {one.result()["answered"] for one in sent} == {1}
+        assert answers_of(running.labeling.queue) == {"q0": 1}
+
+
+def test_two_tabs_of_one_annotator_have_the_same_questions_and_give_one_answer(tmp_path):
+    with served(tmp_path) as running:
+        ask(running, 5)
+        one = page(running)
+        other = Page(running.url, cookies=one.cookies).load()
+        leased = one.do("lease", n=3)["questions"]
+        assert [q["id"] for q in other.do("lease", n=3)["questions"]] == [q["id"] for q in leased]
+        assert [q["view"] for q in other.do("lease", n=3)["questions"]] == [q["view"] for q in leased]
+        for question in leased:
+            first = one.do("answer", question=question["id"], value=[1, 0])
+            second = other.do("answer", question=question["id"], value=[0, 1])
+            assert (first["outcome"], second["outcome"]) == ("accepted", "duplicate")
+        assert set(answers_of(running.labeling.queue).values()) == {1}
+
+
+def test_a_late_answer_after_the_question_went_to_somebody_else_does_not_count(tmp_path):
+    with served(tmp_path, lease_s=0.2) as running:
+        ask(running, 1)
+        anna, bert = page(running), page(running, "bert")
+        assert anna.do("lease", n=1)["questions"]
+        while not bert.do("lease", n=1)["questions"]:  # anna is gone
+            time.sleep(0.02)
+        late = anna.do("answer", question="q0", value=[1, 0])["outcome"]
+        assert bert.do("answer", question="q0", value=[0, 1])["outcome"] == "accepted"
+        assert late == "lost" or running.labeling.queue.counts()["expired"] > 1  # bert was slow as well
+        assert anna.do("answer", question="q0", value=[1, 0])["outcome"] == "lost"
+        assert answers_of(running.labeling.queue) == {"q0": 1}
+
+
+def test_a_page_that_beats_keeps_its_questions(tmp_path):
+    with served(tmp_path, lease_s=1.0) as running:
+        ask(running, 2)
+        anna, bert = page(running), page(running, "bert")
+        held = [question["id"] for question in anna.do("lease", n=2)["questions"]]
+        for _ in range(8):
+            assert anna.do("beat", questions=held)["kept"] == held
+            assert bert.do("lease", n=1)["questions"] == []
+            time.sleep(0.2)
+
+
+def insist(call):
+    """Until the service says something: pages try again, too."""
+    while True:
+        try:
+            answer = call()
+            if answer.status_code == 200:
+                return answer.json()
+            assert answer.status_code == 503, answer.text
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+
+
+def answer_all(client, outcomes, done):
+    while True:
+        leased = insist(lambda: client.post("/api/lease", json={"n": 3}))["questions"]
+        if not leased:
+            return
+        for question in leased:
+            said = {"question": question["id"], "value": [1, 0]}
+            outcomes[insist(lambda said=said: client.post("/api/answer", json=said))["outcome"]] += 1
+            done.release()
+
+
+def eight(url, invite):
+    """Eight people, who have come in."""
+    return [Page(url).come_in(invite(f"annotator-{k}")) for k in range(8)]
+
+
+def test_a_thousand_answers_of_eight_survive_the_death_of_the_service(tmp_path):
+    outcomes, done = Counter(), threading.Semaphore(0)
+
+    def invite(name):
+        return invite_command(tmp_path, "", "annotator", uses=1, name=name, machine=False)
+
+    with process(tmp_path, 1000) as (server, url):
+        people = eight(url, invite)
+        threads = [threading.Thread(target=answer_all, args=(one, outcomes, done)) for one in people]
+        for thread in threads:
+            thread.start()
+        for _ in range(200):
+            done.acquire()
+        server.kill()
+        server.wait()
+    with process(tmp_path, 1000, url.partition("//")[2]) as (server, again):
+        assert again == url
+        for thread in threads:
+            thread.join()
+        server.terminate()
+        assert server.wait() == 0
+    with Embedded(tmp_path / "store") as store:
+        queue = Queue(store.client(), queue_name(tmp_path, secret_of(tmp_path)))
+        assert answers_of(queue) == {f"q{i}": 1 for i in range(1000)}
+        assert list(Ledger(tmp_path / "answers.jsonl")) == queue.events(limit=2000)[0]
+    assert outcomes["accepted"] + outcomes["duplicate"] >= 1000
+    assert not outcomes["unknown"]
+
+
+def test_answers_survive_the_death_of_the_store_while_it_serves(tmp_path):
+    outcomes, done = Counter(), threading.Semaphore(0)
+    with served(tmp_path) as running:
+        ask(running, 300)
+        people = eight(running.url, lambda name: running.access.invite("annotator", name=name))
+        threads = [threading.Thread(target=answer_all, args=(one, outcomes, done)) for one in people]
+        for thread in threads:
+            thread.start()
+        for _ in range(100):
+            done.acquire()
+        os.kill(Embedded(tmp_path / "store").pid(), signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        queue = running.labeling.queue
+        assert answers_of(queue) == {f"q{i}": 1 for i in range(300)}
+        events = queue.events(limit=2000)[0]
+    assert list(Ledger(tmp_path / "answers.jsonl")) == events
+
+
+def test_a_full_disk_keeps_answers_in_the_queue_until_the_ledger_has_room(tmp_path):
+    with process(tmp_path, 60) as (server, url):
+        anna = Page(url).come_in(
+            invite_command(tmp_path, "", "annotator", uses=1, name="anna", machine=False)
+        )
+        boss = Page(url).come_in(invite_command(tmp_path, "", "operator", uses=1, name="boss", machine=False))
+        server.send_signal(signal.SIGUSR1)
+        while leased := anna.do("lease", n=10)["questions"]:
+            for question in leased:
+                assert anna.do("answer", question=question["id"], value=[1, 0])["outcome"] == "accepted"
+        while not any(
+            "answers.jsonl cannot be written" in alert
+            for alert in boss.get("/api/operator/statistics").json()["alerts"]
+        ):
+            time.sleep(0.05)
+        assert len(list(Ledger(tmp_path / "answers.jsonl"))) < 60
+        server.send_signal(signal.SIGUSR2)
+        while len(list(Ledger(tmp_path / "answers.jsonl"))) < 60:
+            time.sleep(0.05)
+        queue = Queue(Embedded(tmp_path / "store").client(), queue_name(tmp_path, secret_of(tmp_path)))
+        assert list(Ledger(tmp_path / "answers.jsonl")) == queue.events()[0]
+        server.terminate()
+        assert server.wait() == 0
+
+
+def test_sigterm_ends_it_though_pages_are_listening(tmp_path):
+    command = [sys.executable, "-m", "services.cli", "labeler", "serve", "--folder", str(tmp_path)]
+    with program([*command, "--address", "127.0.0.1:0", "--access", "off"]) as (server, url):
+        you = Page(url).load()
+        heard = threading.Semaphore(0)
+
+        def listen(path):
+            with you.stream("GET", path) as stream:
+                for _ in stream.iter_lines():
+                    heard.release()
+
+        with ThreadPoolExecutor(3) as threads:
+            streams = [
+                threads.submit(listen, path)
+                for path in ("/api/events", "/api/events", "/api/operator/events")
+            ]
+            for _ in range(6):
+                heard.acquire()
+            server.terminate()
+            said, errors = server.communicate()
+            for stream in streams:
+                stream.result()  # it ended as a stream should
+    assert server.returncode == 0
+    assert said.splitlines()[-1] == "stopping"
+    assert errors == ""  # nothing had to be cut off
+    with pytest.raises(redis.ConnectionError):
+        Embedded(tmp_path / "store").client().ping()

@@ -1,0 +1,280 @@
+"""The labeler over gRPC: a real service, real clients, what breaks in between."""
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+
+from expert_oracle.human import HumanOracle
+from expert_oracle.human import LabelerClient as WayToPeople
+from services.labeler import rpc
+from services.labeler.client import LabelerClient
+from services.labeler.labeling import Labeling
+from services.labeler.ledger import Ledger
+from services.labeler.queue import Queue
+from services.labeler.valkey import Embedded
+from tests.test_labeling import Camera, answer_all, pair, texts
+from tutelage.errors import ConfigError, ServiceError, Unreachable
+from tutelage.protocols import Labeler
+from tutelage.types import Query
+
+TOKENS = {b"t": ("trainer-1", "trainer"), b"o": ("olga", "operator"), b"a": ("anna", "annotator")}
+
+
+class Service:
+    """A labeler's gRPC in a thread, which can be stopped and started again on the same port."""
+
+    over: asyncio.Event
+
+    def __init__(self, labeling, role_of=None):
+        self.labeling, self.role_of, self.address = labeling, role_of, "127.0.0.1:0"
+
+    def start(self):
+        up = threading.Event()
+        self.loop = asyncio.new_event_loop()
+
+        async def serve():
+            self.over = asyncio.Event()
+            running = await rpc.start(self.labeling, self.address, self.role_of)
+            self.address = running.address
+            up.set()
+            await self.over.wait()
+            await running.stop(1.0)
+
+        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(serve(),))
+        self.thread.start()
+        assert up.wait(20)
+
+    def stop(self):
+        self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join()
+        self.loop.close()
+
+
+@contextmanager
+def running(labeling, role_of=None):
+    service = Service(labeling, role_of)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Embedded(tmp_path_factory.mktemp("store")) as embedded:
+        yield embedded
+
+
+@pytest.fixture
+def labeling(server, tmp_path, request):
+    camera = Camera()
+    queue = Queue(server.client(), request.node.name[:60], lease_s=60)
+    made = Labeling(
+        *(queue, Ledger(tmp_path / "answers.jsonl"), camera, tmp_path),
+        **{"secret": b"s" * 32, "repeats": 0.0, "overlap": 0.0, "gold": 0.0},
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+def eventually(get):
+    deadline = time.monotonic() + 30
+    while not (got := get()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return got
+
+
+def test_questions_go_over_and_answers_come_back(labeling):
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        assert isinstance(client, Labeler)
+        assert isinstance(client, WayToPeople)
+        assert client.submit([*texts(2), pair(priority=2.0, context={"task": "run", "x": np.arange(3)})]) == [
+            *("q0", "q1", "p0")
+        ]
+        assert eventually(lambda: len(labeling.clips.films) == 2)
+        labeling.clips.develop()
+        assert eventually(lambda: client.stats().depth == {"comparison": 1, "text": 2})
+        leased = client.lease("anna", n=5)
+        assert [one.id for one in leased] == ["p0", "q0", "q1"]
+        query = leased[0].query
+        assert query.context["task"] == "run"
+        np.testing.assert_array_equal(query.context["x"], np.arange(3))
+        for got, sent in zip(query.options, pair().options, strict=True):
+            assert (got.recipe, got.seed) == (sent.recipe, sent.seed)
+            for field in ("obs", "actions", "prefix", "rewards"):
+                np.testing.assert_array_equal(getattr(got, field), getattr(sent, field))
+        assert (
+            client.answer("p0", np.array([0, 1], np.float32), annotator="anna", started_at=3.0)[0]
+            == "accepted"
+        )
+        assert client.answer("q0", [0.5, 0.5], annotator="anna")[0] == "accepted"
+        assert client.answer("q1", None, annotator="anna", cannot_tell=True)[0] == "accepted"
+        assert client.answer("q1", [1, 0], annotator="anna")[0] == "duplicate"
+        answers = client.wait(["p0", "q0", "q1"], 20)
+        assert [(a.query_id, a.value.tolist(), a.cannot_tell) for a in answers] == [
+            ("p0", [0, 1], False),
+            ("q0", [0.5, 0.5], False),
+            ("q1", [], True),
+        ]
+        assert answers[0].started_at == 3.0
+        assert sorted(answers[0].side_shown) == [0, 1]
+        assert client.undo("q0", "anna")
+        assert client.beat(["q0", "q1"], "anna") == ["q0"]
+        assert client.give_back("q0", "anna", broken="no")
+        assert client.wait(["q0"], 0.0) == answers[1:2]  # not known before it looks
+        heard, cursor = client.answers()
+        assert [(a.query_id, a.cannot_tell) for _, a in heard] == [
+            *(("p0", False), ("q0", False), ("q1", True), ("q0", True))
+        ]
+        assert client.answers(cursor) == ([], cursor)
+        assert client.answers(cursor, wait_s=0.05) == ([], cursor)
+        client.close()
+
+
+def test_label_hands_over_and_takes_what_has_come(labeling):
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        assert client.label(texts(4)) == []
+        assert eventually(lambda: labeling.queue.counts()["open"] == 4)
+        answer_all(labeling, "anna")
+        assert {answer.query_id for answer in client.label([])} == {"q0", "q1", "q2", "q3"}
+        assert client.label([]) == []
+        client.close()
+
+
+def test_many_queries_at_once_with_gold(labeling):
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        assert len(client.submit(texts(1200), gold={"q7": [1, 0], "q1100": [0, 1]})) == 1200
+        assert eventually(lambda: labeling.queue.counts()["open"] == 1198)
+        assert client.wait(["q0"], 0.0) == []
+        client.close()
+
+
+def test_waiting_goes_on_while_the_service_is_away(labeling):
+    service = Service(labeling)
+    service.start()
+    client = LabelerClient(service.address)
+    ids = client.submit(texts(3, answers_wanted=2))
+    answers = []
+    waiter = threading.Thread(target=lambda: answers.extend(client.wait(ids, 60)))
+    waiter.start()
+    answer_all(labeling, "anna")
+    service.stop()
+    assert eventually(lambda: labeling.queue.counts()["submitted"] == 3)
+    answer_all(labeling, "anna")
+    time.sleep(0.3)
+    assert answer_all(labeling, "bert") == ["q0", "q1", "q2"]
+    service.start()
+    waiter.join(60)
+    service.stop()
+    assert sorted((answer.query_id, answer.annotator) for answer in answers) == [
+        (f"q{i}", who) for i in range(3) for who in ("anna", "bert")
+    ]
+    with pytest.raises(Unreachable, match=r"labeler 127.0.0.1:\d+ cannot be reached"):
+        client.wait(["another"], 0.2)
+    client.patience_s = 0.2
+    with pytest.raises(Unreachable, match=r"cannot be reached"):
+        client.submit(texts(1))
+    client.close()
+
+
+def test_a_person_behind_it_is_an_expert(labeling):
+    states = np.linspace(-0.05, 0.05, 20, dtype=np.float32).reshape(5, 4)
+
+    def person():
+        seen = 0
+        while seen < 5:
+            for one in labeling.assign("anna", 3):
+                rows = [row.split("|")[2] for row in one.view["panels"][0]["text"].splitlines()[2:]]
+                labeling.answer(one.id, "anna", int(float(rows[2]) > 0), started_at=0.0)
+                seen += 1
+            time.sleep(0.01)
+
+    with running(labeling) as service:
+        threading.Thread(target=person, daemon=True).start()
+        client = LabelerClient(service.address)
+        human = HumanOracle(client, context={"env": "CartPole-v1"}, timeout_s=60.0)
+        np.testing.assert_array_equal(human.act(states), (states[:, 2] > 0).astype(int))
+        assert len(labeling.queries) == 5
+        client.close()
+
+
+def test_who_may_do_what(labeling):
+    labeling.submit([pair("p0")])
+    assert eventually(lambda: len(labeling.clips.films) == 2)
+    labeling.clips.develop()
+    with running(labeling, TOKENS.get) as service:
+        clients = {
+            role: LabelerClient(service.address, token=token)
+            for token, role in (
+                ("t", "trainer"),
+                ("o", "operator"),
+                ("a", "annotator"),
+                ("x", "wrong"),
+                ("", "none"),
+            )
+        }
+        calls = {
+            "Submit": lambda c: c.submit(texts(1)),
+            "Answers": lambda c: c.answers(),
+            "Stats": lambda c: c.stats(),
+            "Lease": lambda c: c.lease("anna"),
+            "Answer": lambda c: c.answer("q9", [1, 0], annotator="anna"),
+            "Beat": lambda c: c.beat(["q9"], "anna"),
+            "Undo": lambda c: c.undo("q9", "anna"),
+            "GiveBack": lambda c: c.give_back("q9", "anna"),
+        }
+        assert set(calls) == set(rpc.ROLES)
+        for name, call in calls.items():
+            for role, client in clients.items():
+                if role in rpc.ROLES[name]:
+                    call(client)
+                else:
+                    word = {"wrong": "not known", "none": "asks for a token"}.get(role, f"{name} is for")
+                    with pytest.raises(ServiceError, match=word):
+                        call(client)
+        assert eventually(lambda: {one.id for one in clients["annotator"].lease(n=9)} == {"p0", "q0"})
+        (one,) = clients["annotator"].lease(n=9, kinds=["comparison"])
+        assert all(option.rewards is None for option in one.query.options)
+        (one,) = clients["trainer"].lease("anna", n=9, kinds=["comparison"])
+        assert all(option.rewards is not None for option in one.query.options)
+        with pytest.raises(ServiceError, match=r"the token is that of anna, not of bert"):
+            clients["annotator"].lease("bert")
+        with pytest.raises(ServiceError, match=r"annotator: missing"):
+            clients["trainer"].lease()
+        labeling.queue.ban("anna")
+        with pytest.raises(ServiceError, match="anna is banned"):
+            clients["annotator"].lease()
+        for client in clients.values():
+            client.close()
+
+
+def test_what_is_wrong_is_one_line(labeling):
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        with pytest.raises(ServiceError, match=r"there is no 'guess'; known: action"):
+            client.submit([Query("a", "guess", ["x"])])
+        with pytest.raises(ServiceError, match=r"cursor: 'yesterday' is none"):
+            client.answers("yesterday")
+        client.submit(texts(1))
+        assert eventually(lambda: client.lease("anna"))
+        for value, words in (([1, 1], "sum to 1"), ("left", "expected")):
+            with pytest.raises(ServiceError, match=words):
+                client.answer("q0", value, annotator="anna")
+        with pytest.raises(ConfigError, match="not of the form HOST:PORT"):
+            LabelerClient("nowhere")
+        with grpc.insecure_channel(service.address) as channel:
+            call = channel.unary_unary("/tutelage.v1.Labeler/Lease")
+            with pytest.raises(grpc.RpcError) as error:
+                call(b"\xff\xff")
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        client.close()
