@@ -121,13 +121,14 @@ class Filmer:
         if path.suffix not in CODECS:
             raise ConfigError(f"{path}: videos end in {' or '.join(CODECS)}, got {path.suffix!r}")
         job = pickle.dumps((footage, str(path.resolve()), size))
-        for tries_left in (1, 0):
+        said, died = dict[str, Any](), False
+        while not said:
             try:
                 said = self._ask(job)
-                break
-            except OSError as error:  # the process died
-                if self._closed or not tries_left:
+            except OSError as error:  # the process died, of this clip or by chance
+                if self._closed or died:
                     raise TutelageError(f"cannot render {footage.recipe.id}: {error}") from None
+                died = True
         if "error" in said:
             raise TutelageError(f"cannot render {footage.recipe.id}: {said['error']}")
         return Film(**said)

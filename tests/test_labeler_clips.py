@@ -101,7 +101,7 @@ def test_what_had_to_go_is_filmed_again(clips):
 def test_what_was_not_recorded_so_is_refused(clips):
     true = footage()
     with pytest.raises(TutelageError, match="observation at step 4 is another than was recorded"):
-        clips().film(Footage(CARTPOLE, 0, true.actions, 4, true.obs + 1e-7)).result()
+        clips().film(Footage(CARTPOLE, 0, true.actions, 4, np.asarray(true.obs) + 1e-7)).result()
     ours = clips()
     with pytest.raises(TutelageError, match=r"it ends after \d+ of 300 steps"):
         ours.film(Footage(CARTPOLE, 0, np.ones(300, np.int64), 290)).result()
@@ -147,6 +147,7 @@ def test_an_environment_that_remembers_is_tried_once_more_afresh(clips):
 def test_a_process_that_is_killed_is_replaced(tmp_path):
     with Filmer() as filmer:
         filmer.film(footage(), tmp_path / "one.mp4")
+        assert filmer.pid is not None
         os.kill(filmer.pid, signal.SIGKILL)
         assert filmer.film(footage(), tmp_path / "two.mp4").frames == 9
         assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
@@ -160,6 +161,7 @@ def test_a_process_killed_in_the_midst_of_a_clip_leaves_nothing_half_made(clips)
     deadline = time.monotonic() + 60
     while not list(ours.folder.glob(".*")) and time.monotonic() < deadline:
         time.sleep(0.001)
+    assert filmer.pid is not None
     os.kill(filmer.pid, signal.SIGKILL)
     clip = future.result()
     assert clip["frames"] == 201
