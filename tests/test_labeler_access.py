@@ -68,6 +68,12 @@ BODIES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _closed_pages():
+    yield
+    Page.close_all()
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     with served(tmp_path_factory.mktemp("labeler")) as labeler:

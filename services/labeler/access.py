@@ -202,6 +202,11 @@ class Access:
         """Whose token it is: of the file, or one that was made; None for others."""
         return self._file.find(token) or self.trusted(token) or self._find("token", token)
 
+    def role_of(self, token: bytes) -> tuple[str, str] | None:
+        """As `machine`, for gRPC: name and role."""
+        person = self.machine(token.decode("latin-1"))
+        return (person.name, person.role) if person is not None and person.machine else None
+
     # Checks
 
     def csrf(self, session: str) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import hmac
 import logging
+import random
 import re
 import threading
 import time
@@ -424,8 +425,8 @@ class Labeling:
     def _order(self, question: str, annotator: str, sides: int) -> list[int]:
         """The options in the order in which this annotator is shown them; reversed when asked again."""
         again, first = question.endswith(AGAIN), question.removesuffix(AGAIN)
-        rng = np.random.default_rng(list(self._digest("order", first, annotator)))
-        order = [int(k) for k in rng.permutation(sides)]
+        order = list(range(sides))
+        random.Random(self._digest("order", first, annotator)).shuffle(order)
         return order[::-1] if again else order
 
     def _is_ordinary(self, question: str, kind: str) -> bool:

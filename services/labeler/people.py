@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from expert_oracle import feedback
 from services.labeler.access import SESSION_S, Person, Refused, Role
 from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin
 from services.labeler.queue import Banned, Outcome
+from tutelage.errors import TutelageError
 
 router = APIRouter()
 MOST_LEASED = 16
@@ -231,7 +233,10 @@ async def give_back(said: GivingBack, person: Annotator, labeler: Labeler) -> Gi
 @router.get("/clips/{name}", response_class=FileResponse)
 async def clip(name: Name, _: Annotator, labeler: Labeler) -> FileResponse:
     """A video; ranges of it too. Its name is known to who was asked about it."""
-    path = await labeler.do(labeler.labeling.clips.path, name)
+    try:
+        path = await asyncio.to_thread(labeler.labeling.clips.path, name)  # it may have to be filmed again
+    except TutelageError as error:
+        raise Refused(404, f"clip: {name} is gone: {error}") from None
     if path is None:
         raise Refused(404, f"clip: there is no {name}")
     return FileResponse(path, headers={"Cache-Control": "private, max-age=31536000, immutable"})
