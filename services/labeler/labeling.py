@@ -31,6 +31,7 @@ import numpy as np
 import redis
 
 from expert_oracle import feedback
+from expert_oracle.feedback import Footage
 from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
@@ -58,7 +59,7 @@ URGENT = 1e12
 class Filming(Protocol):
     """Who makes clips: `services.labeler.clips.Clips`."""
 
-    def film(self, footage: Any) -> Future[dict[str, Any]]:
+    def film(self, footage: Footage) -> Future[dict[str, Any]]:
         """A clip's name and size, once it is there; the future's exception says why it cannot be made."""
         ...
 
@@ -354,7 +355,7 @@ class Labeling:
             for film in films:
                 film.add_done_callback(lambda _: self._wake.set())
 
-    def _filmed(self) -> Iterator[tuple[Query, list[Mapping[str, Any]]]]:
+    def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
         """Those whose clips are there; what cannot be filmed becomes a dead letter."""
         over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
         for id in over:
