@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import selectors
+import signal
 import struct
 import subprocess
 import sys
@@ -32,6 +33,7 @@ import av
 import gymnasium as gym
 import numpy as np
 import tree
+from av.video.reformatter import VideoReformatter
 
 from actors.environments import Act, columns, make_env, put, rows, to_env
 from expert_oracle.feedback import Footage
@@ -183,6 +185,8 @@ class Filmer:
         assert self._process is not None
         assert self._errors is not None
         status = self._process.wait()
+        if status < 0:  # what it said last has nothing to do with it
+            return f"the rendering process was killed by {signal.Signals(-status).name}"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"the rendering process ended with {status}"
@@ -203,6 +207,7 @@ def headless() -> dict[str, str]:
     """The environment of a process that renders without a screen."""
     chosen = {
         "SDL_VIDEODRIVER": "dummy",
+        "SDL_AUDIODRIVER": "dummy",
         "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path])),
     }
     if backend := gl_backend():
@@ -289,7 +294,10 @@ class Studio:
 
 
 def make_lean(env: Any, size: int) -> None:
-    """Render small pictures without shadows and multisampling, which on a CPU cost ten times the rest."""
+    """Render small pictures without shadows and multisampling, which on a CPU cost ten times the rest.
+
+    Reflections stay: they show what touches the ground.
+    """
     env.model.light_castshadow[:] = 0
     env.model.vis.quality.offsamples = 0
     env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
@@ -365,7 +373,9 @@ def _check_replayed(seen: Tree, recorded: Tree | None, row: int, step: int) -> N
 
 def picture(env: gym.Env) -> Array:
     frame = np.asarray(env.render())
-    if not frame.any():
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise TutelageError("it draws no pictures [height, width, 3] with render_mode='rgb_array'")
+    if not frame.any() and hasattr(env.unwrapped, "mujoco_renderer"):
         raise TutelageError("the picture is all black: MuJoCo's OpenGL context was lost")
     return frame
 
@@ -390,11 +400,12 @@ def _encode(
         stream: Any = container.add_stream(codec[0], rate=fps, options=codec[1])
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
+        reformatter = VideoReformatter()  # one of its own for each picture would cost as much as the encoder
         for frame in pictures:
             if count == 0:
                 height, width = stream.height, stream.width = scaled(*frame.shape[:2], size)  # type: ignore[call-arg]
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(image.reformat(width=width, height=height, format="yuv420p")))
+            container.mux(stream.encode(reformatter.reformat(image, width, height, "yuv420p")))
             count += 1
         container.mux(stream.encode())
     return Film(count, float(fps), width, height)

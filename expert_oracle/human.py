@@ -1,15 +1,18 @@
 """A person as an expert: states become questions of kind "action", answers become actions.
 
+    human                 people behind a labeler service: the argument `address` says where it is
     human:module:attr     where module:attr is a LabelerClient, or makes one when called
 
-What a labeler must promise is in `LabelerClient`. A question's id is that of its state, so whoever asks
-again about a state, after a timeout or a restart, finds the answer that came late: no answer of a person is
-lost, and nobody is asked twice.
+`tutelage train ... expert.oracle=human` without an address starts a labeler for the run. What a labeler
+must promise is in `LabelerClient`. A question's id is that of its state, so whoever asks again about a state,
+after a timeout or a restart, finds the answer that came late: no answer of a person is lost, and nobody is
+asked twice.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -17,13 +20,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import tree
 
+from expert_oracle.lookahead import pose_for
 from expert_oracle.wrappers import agreed
 from tutelage import plugins
 from tutelage.errors import ConfigError, OracleError
 from tutelage.protocols import Oracle
-from tutelage.types import Answer, Array, Query, Tree
+from tutelage.types import Answer, Array, EnvRecipe, Query, Tree
 
 KIND = "action"
+SERVICE = "services.labeler.client:LabelerClient"
+"""By name: this package does not import the services."""
 
 
 @runtime_checkable
@@ -135,6 +141,66 @@ class HumanOracle:
             f"{self.timeout_s:g} s, {unsure} nobody could tell; ask again for those that came late, wait "
             "longer (timeout_s), or name an expert for them (otherwise=WORD)"
         )
+
+
+def people(
+    address: str = "",
+    *,
+    context: Mapping[str, Any] | None = None,
+    batch: int = 256,
+    timeout_s: float = 86_400.0,
+    answers_wanted: int = 1,
+    priority: float = 0.0,
+    otherwise: str | None = None,
+    **connection: Any,
+) -> HumanOracle:
+    """Those behind a labeler service at host:port, who may come and go for a day.
+
+    connection: settings of `services.labeler.client:LabelerClient`, as `token_file`, `ca`.
+    """
+    if not address:
+        raise ConfigError(
+            "human: where are they? Set expert.arguments.address=HOST:PORT, of the gRPC of `tutelage labeler "
+            "serve`; only `tutelage train` starts a labeler of its own"
+        )
+    connect = plugins.load(SERVICE)
+    try:
+        inspect.signature(connect).bind(address, **connection)
+    except TypeError as error:
+        raise ConfigError(f"human: {error}") from None
+    return HumanOracle(
+        connect(address, **connection),
+        context=context,
+        batch=batch,
+        timeout_s=timeout_s,
+        answers_wanted=answers_wanted,
+        priority=priority,
+        otherwise=otherwise,
+    )
+
+
+def context_of(env: Any, recipe: EnvRecipe) -> dict[str, Any]:
+    """What the page has to know of an environment to ask for actions, and to draw its states."""
+    space = env.action_space
+    if (n := getattr(space, "n", None)) is not None and space.shape == ():
+        actions: dict[str, Any] = {"n": int(n), "start": int(space.start)}
+    elif getattr(space, "low", None) is not None and len(space.shape) == 1 and space.dtype.kind == "f":
+        actions = {"low": space.low.tolist(), "high": space.high.tolist()}
+    else:
+        raise ConfigError(f"human: people cannot be asked for an action of {space}: Discrete or a flat Box")
+    context = {"env": recipe.id.rpartition(":")[2], "space": actions}
+    if _can_be_drawn(env):
+        context["draw"] = {"id": recipe.id, "kwargs": dict(recipe.kwargs)}
+    return context
+
+
+def _can_be_drawn(env: Any) -> bool:
+    """Whether it can be put into a state that was observed, and has pictures."""
+    try:
+        pose_for(env)
+    except ConfigError:
+        return False
+    return "rgb_array" in env.metadata.get("render_modes", ())
 
 
 def _by_query(answers: Iterable[Answer]) -> dict[str, list[Answer]]:

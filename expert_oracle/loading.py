@@ -42,7 +42,10 @@ KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert 
     "watching": "expert_oracle.wrappers:Watching",
     "human": "expert_oracle.human:HumanOracle",
 }
-NAMED: Mapping[str, str] = {"planner:cem": "expert_oracle.planner:CEM"}  # whole words -> who makes them
+NAMED: Mapping[str, str] = {  # whole words -> who makes them
+    "planner:cem": "expert_oracle.planner:CEM",
+    "human": "expert_oracle.human:people",
+}
 
 
 @contextlib.contextmanager
@@ -81,15 +84,20 @@ class OracleSpec:
     oracle: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def asks_people(self) -> bool:
+        """Whether each answer takes somebody's time: then nothing is asked that is not learned from."""
+        return self.oracle.partition(":")[0] == "human"
+
     def build(self) -> Oracle:
         """The expert. ConfigError for a word or an argument that is not known, OracleError where it fails."""
         if self.oracle.startswith(GRPC):
             return self._remote()
+        if self.oracle in NAMED:
+            return self._ours(NAMED[self.oracle])
         scheme, separator, rest = self.oracle.partition(":")
         if not separator:
             raise ConfigError(f"{self.oracle!r} is no expert{_nearest(self.oracle)}")
-        if self.oracle in NAMED:
-            return self._ours(NAMED[self.oracle])
         return self._ours(KINDS[scheme], rest) if scheme in KINDS else self._plugin()
 
     def _ours(self, maker: str, *rest: str) -> Oracle:

@@ -334,6 +334,36 @@ def labeler_invite(
     typer.echo(said if machine else f"{url.rstrip('/')}/invite/{said}")
 
 
+@labeler_app.command("answer")
+def labeler_answer(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Of the labeler's gRPC.")],
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            help="`oracle`, `stochastic`, `mistake`, `skip`, `equal`, `myopic`, `drifting`, `adversarial`, "
+            "`judge`, or an expert's word."
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as `delay_s=2 annotator=ann token_file=F`."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer as a scripted labeler, until SIGTERM or Ctrl-C.
+
+    Teachers compare clips by the environment's rewards (B-Pref); a judge is a language model that compares
+    texts, `judge endpoint=http://HOST/v1 model=NAME`; an expert says what it would do, `checkpoint:cartpole`.
+    """
+    from services.labeler.answering import answer_command
+    from services.overrides import key_values
+
+    def say(line: str) -> None:
+        typer.echo(line, err=as_json)
+
+    _finish(answer_command(address, teacher, key_values(arguments or []), say), as_json)
+
+
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:
     if as_json and summary is not None:
         typer.echo(json.dumps(summary))

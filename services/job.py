@@ -22,11 +22,14 @@ from ray.exceptions import ObjectLostError, RayActorError
 from rich.console import Console
 
 from actors.collect import evaluate
+from actors.environments import make_env
 from expert_oracle.checkpoint import load_checkpoint
+from expert_oracle.human import context_of
 from services import report
+from services.labeler.beside import beside
 from services.progress import Progress
 from services.run_directory import RunDirectory
-from services.settings import RunSettings, Sections, Stop, build_config, preflight, settings_of
+from services.settings import PAGE, RunSettings, Sections, Stop, build_config, preflight, settings_of
 from services.trainer import Trainer, TrainerConfig, result_seeds
 from tutelage.errors import ConfigError, TrainingError
 from tutelage.protocols import Oracle
@@ -131,6 +134,7 @@ class Job:
         self.settings: RunSettings = settings_of(RunSettings, "run", sections)
         self.config = build_config(sections, run)
         self.recipe: EnvRecipe = self.config.env_recipe()
+        self.expert = self.config.oracle_spec  # as it is written down
         self.before = run.read_summary()  # of an earlier part of this run
         self.known = self._known_baselines()
         self.trainer: Trainer | None = None
@@ -141,7 +145,7 @@ class Job:
         """Train to the end; the summary."""
         started = time.monotonic()
         start_ray(self.config, spare_cpus=SPARE_CPUS)
-        with Interruption().caught() as interruption:
+        with Interruption().caught() as interruption, self._people(progress):
             try:
                 self.run.write_summary(
                     {**self.before, **self._facts(), **self.known, "stopped_because": None}
@@ -153,6 +157,25 @@ class Job:
             finally:
                 if self.trainer is not None:
                     self.trainer.stop()
+
+    @contextlib.contextmanager
+    def _people(self, progress: Progress) -> Iterator[None]:
+        """The way to people, where they are the expert: a labeler that is served, or one of this run."""
+        if self.expert is None or self.expert.oracle != "human":
+            yield
+            return
+        given = dict(self.expert.arguments)
+        page = given.pop(PAGE, "")
+        env = make_env(self.recipe)
+        given["context"] = {**context_of(env, self.recipe), **given.get("context", {})}
+        env.close()
+        with contextlib.ExitStack() as stack:
+            if not given.get("address"):
+                labeler = stack.enter_context(beside(self.run.path, page))
+                progress.say(labeler.links)
+                given |= labeler.connection
+            self.config.expert(arguments=given)
+            yield
 
     def _restore_or_build(self, rescued: Sequence[Any] = ()) -> Trainer:
         """The trainer of the last checkpoint or a new one, with all that is on disk or was rescued."""
@@ -176,7 +199,7 @@ class Job:
             return
         seeds = result_seeds(self.config.seed, self.settings.episodes)
         wanted = {"random_return": "random"} | (
-            {"expert_return": "oracle"} if self.config.oracle_spec else {}
+            {"expert_return": "oracle"} if self.expert and not self.expert.asks_people else {}
         )
         for key, policy in wanted.items():
             if key not in self.known:
@@ -265,8 +288,8 @@ class Job:
             "method": self.config.method_name,
             "env": str(self.config.env),
             "seed": self.config.seed,
-            "expert": self.config.oracle_spec.oracle if self.config.oracle_spec else None,
-            "expert_arguments": dict(self.config.oracle_spec.arguments) if self.config.oracle_spec else {},
+            "expert": self.expert.oracle if self.expert else None,
+            "expert_arguments": dict(self.expert.arguments) if self.expert else {},
             "episodes": self.settings.episodes,
         }
 

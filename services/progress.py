@@ -86,6 +86,11 @@ class Progress:
         if self._live is None and not self._quiet:
             self._print(words)
 
+    def say(self, lines: Sequence[str]) -> None:
+        """What has to be read, also where all else is quiet."""
+        for line in lines:
+            self.console.print(line, markup=False, soft_wrap=True)
+
     def update(self, figures: Figures) -> None:
         """Show a round that has ended."""
         now = time.monotonic()

@@ -12,7 +12,8 @@ import numpy as np
 import tree
 
 from actors.environments import columns, leaf_spaces, make_env, make_vector
-from expert_oracle.loading import checked
+from expert_oracle.human import context_of
+from expert_oracle.loading import OracleSpec, checked
 from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
 from learner.methods import method_class
@@ -25,6 +26,8 @@ from tutelage.protocols import Oracle, Supervisor
 from tutelage.types import Demonstrations, Tree
 
 Sections = Mapping[str, Mapping[str, Any]]
+PAGE = "page"
+"""The argument of the expert `human` that says where the labeler of the run listens."""
 FLUENT = (*RLLIB, *(section for section in OURS if section not in ("method", "run", "stop", "tune")))
 
 
@@ -139,13 +142,28 @@ def preflight(sections: Sections) -> TrainerConfig:
         obs, _ = env.reset(seed=0)
         if demonstrations := config.demonstrations():
             check_demonstrations(demonstrations, env)
-        if config.oracle_spec is not None:
+        if config.oracle_spec is not None and config.oracle_spec.asks_people:
+            check_people(config.oracle_spec, env, config)
+        elif config.oracle_spec is not None:
             expert = config.oracle_spec.build()
             check_expert(expert, env, obs, config)
             close(expert)
     finally:
         env.close()
     return config
+
+
+def check_people(spec: OracleSpec, env: gym.Env, config: TrainerConfig) -> None:
+    """Raise ConfigError for an environment that people cannot be asked about, or a method that needs more."""
+    context_of(env, config.env_recipe())
+    if config.learning_method is not None and config.learning_method.needs_supervisor:
+        raise ConfigError(
+            f"expert.oracle: {config.method_name} needs an expert that takes over by itself, and "
+            f"{spec.oracle} only answers"
+        )
+    if spec.oracle == "human":
+        known = {name: value for name, value in spec.arguments.items() if name != PAGE}
+        close(OracleSpec(spec.oracle, {"address": "127.0.0.1:1", **known}).build())  # it connects later
 
 
 def check_expert(expert: Oracle, env: gym.Env, obs: Tree, config: TrainerConfig) -> None:
@@ -164,8 +182,10 @@ def check_reachable(stop: Stop, run: RunSettings, config: TrainerConfig) -> None
     """Raise ConfigError for a criterion that this run could never meet."""
     asks = config.learning_method is not None and config.learning_method.asks
     alone, unvalidated = config.oracle_spec is None, config.evaluation_interval is None
+    people = config.oracle_spec is not None and config.oracle_spec.asks_people
     never = (
         ("expert_fraction", alone, "there is no expert; set expert.oracle"),
+        ("expert_fraction", people, "people are not measured; use another, as stop.validation_return"),
         ("expert_fraction", not run.baselines, "the expert is not measured; set run.baselines=true"),
         ("expert_fraction", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
         ("validation_return", unvalidated, "there is no validation; set evaluation.evaluation_interval"),

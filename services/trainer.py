@@ -123,7 +123,8 @@ class TrainerConfig(AlgorithmConfig):
         """Whom to ask.
 
         Args:
-            oracle: `grpc://host:port`, `checkpoint:PATH`, `scripted:NAME`, `module:attr` or `file.py:attr`.
+            oracle: `grpc://host:port`, `checkpoint:PATH`, `scripted:NAME`, `human`, `module:attr` or
+                `file.py:attr`.
             arguments: keyword arguments of the oracle, if it is a class.
             label_batch: states asked about in one call.
             max_unlabelled: rollouts of one runner that may wait for labels while it collects the next one.

@@ -56,7 +56,6 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
         if "error" not in box:
             yield box["running"]
     finally:
-        Page.close_all()
         over.set()
         thread.join()
         if "error" in box:
@@ -64,7 +63,7 @@ def served(folder: Path, **settings: Any) -> Iterator[Running]:
 
 
 class Page(httpx.Client):
-    """Somebody's browser: the cookie, and what the page sends along. It is closed with the labeler."""
+    """Somebody's browser: the cookie, and what the page sends along. Tests close all at their ends."""
 
     opened: ClassVar[list[Page]] = []
 

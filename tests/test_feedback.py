@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_oracle import feedback
@@ -58,11 +58,67 @@ def test_every_kind_shows_its_example(name):
 
 
 @pytest.mark.parametrize("name", feedback.kinds())
-@pytest.mark.parametrize("said", [None, "x", [], {}, [[1, 2], [3]], [float("nan")] * 2, [1e400, 0], True])
+@pytest.mark.parametrize(
+    "said", [None, "x", [], {}, [[1, 2], [3]], [float("nan")] * 2, [1e400, 0], True, ["1", "0"]]
+)
 def test_no_kind_takes_nonsense(name, said):
     kind = feedback.kind(name)
     with pytest.raises(ValueError, match="value"):
         kind.value(kind.example(), said)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 40) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+SPACE = st.fixed_dictionaries({}, optional=dict.fromkeys(("n", "start", "low", "high"), JSON))
+CONTEXT = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("task", "prompt", "rubric", "actions", "observation", "per_frame"), JSON)
+    | dict.fromkeys(("draw", "kwargs", "seed", "max_steps"), JSON)
+    | {"space": SPACE | JSON, "env": st.sampled_from(["CartPole-v1", "Other-v0"]) | JSON},
+)
+STATE = np.zeros(4, np.float32)
+OPTIONS = st.sampled_from([[], [STATE], [segment()], [segment()] * 2, ["a", "b"]]) | st.lists(
+    JSON, max_size=3
+)
+
+
+@pytest.mark.parametrize("name", feedback.kinds())
+@settings(max_examples=100)
+@given(options=OPTIONS, context=CONTEXT)
+def test_what_cannot_be_asked_is_refused_and_all_else_is_json(name, options, context):
+    kind, query, refusal = feedback.kind(name), Query("q", name, options, context), ""
+    try:
+        footage = kind.footage(query)
+        body = kind.body(query, [CLIP] * len(footage))
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        assert all(isinstance(part, feedback.Footage) for part in footage)
+        assert json.loads(json.dumps(body, allow_nan=False)) == body
+        assert json.dumps(kind.view(body, range(kind.sides(body))), allow_nan=False)
+    assert "\n" not in refusal
+
+
+VALUES = {
+    "action": st.integers(0, 1).map(lambda n: np.array(n, np.int64)),
+    "comparison": st.floats(0, 1, width=32).map(lambda w: np.array([w, 1 - w])),
+    "demonstration": st.lists(st.integers(0, 1), min_size=1, max_size=5).map(np.array),
+    "rating": st.floats(-1, 1, width=32).map(lambda r: np.array([r])),
+    "text": st.floats(0, 1, width=32).map(lambda w: np.array([w, 1 - w])),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+@given(data=st.data())
+def test_agreement_is_symmetric_and_whole_with_oneself(name, data):
+    kind = feedback.kind(name)
+    one, other = (kind.value(kind.example(), data.draw(VALUES[name]).tolist()) for _ in "ab")
+    assert kind.agree(one, one) == 1
+    assert kind.agree(one, other) == pytest.approx(kind.agree(other, one))
+    assert -1e-6 <= kind.agree(one, other) <= 1 + 1e-6
 
 
 def test_the_footage_of_a_segment_is_its_episode_from_the_first_step():
@@ -153,7 +209,7 @@ def test_continuous_actions_are_sliders_within_the_space():
     ("context", "match"),
     [
         ({}, r"context\.space: expected"),
-        ({"space": {"n": 0}}, "between 1 and"),
+        ({"space": {"n": 0}}, r"context\.space\.n: expected an integer from 1 to"),
         ({"space": {"low": [1.0], "high": [0.0]}}, "is not below"),
         ({"space": {"low": ["a"], "high": [0.0]}}, r"context\.space\.low: expected numbers"),
     ],
@@ -169,7 +225,7 @@ def test_praise_is_keyed_to_the_frame_shown():
     assert kind.view(body, [0])["control"]["type"] == "frames"
     np.testing.assert_allclose(kind.value(body, [[3, 1, 0.4], [11, -1, 0.9]])[:, 0], [3, 11])
     assert kind.value(body, []).shape == (0, 3)
-    for wrong in ([[12, 1, 0]], [[0.5, 1, 0]], [[1, 2, 0]], [[1, 1]]):
+    for wrong in ([[12, 1, 0]], [[0.5, 1, 0]], [[1, 2, 0]], [[1, 1]], None, {}, 0):
         with pytest.raises(ValueError, match="value: "):
             kind.value(body, wrong)
 

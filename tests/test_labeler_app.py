@@ -5,14 +5,28 @@ import json
 import re
 import socket
 import threading
+from dataclasses import replace
+from urllib.parse import quote
 
+import grpc
 import httpx
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from expert_oracle.feedback import Footage
 from services.labeler.shield import MAX_REQUEST
 from tests.labelers import Page, page, served, texts
 from tutelage.errors import ConfigError, ServiceError
+from tutelage.proto.tutelage.v1 import labeler_pb2 as pb
+from tutelage.proto.tutelage.v1.labeler_pb2_grpc import LabelerStub
+from tutelage.types import EnvRecipe
+
+
+@pytest.fixture(autouse=True)
+def _closed_pages():
+    yield
+    Page.close_all()
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +38,6 @@ def running(tmp_path_factory):
 @pytest.fixture
 def asked(running, request):
     """Three comparisons that nobody else is asked about, with ids of this test's."""
-    from dataclasses import replace
-
     mark = hashlib.sha256(request.node.name.encode()).hexdigest()[:8]
     queries = [replace(query, id=f"{mark}-{query.id}", priority=9) for query in texts(3)]
     ids = running.labeling.submit(queries)
@@ -198,21 +210,30 @@ def test_answers_are_exported_with_what_was_asked(running, asked, tmp_path):
 
 
 def test_clips_are_served_in_ranges_and_only_this_labelers(running, tmp_path_factory):
-    anna, name = page(running, "anna-8"), "ab" * 32 + ".mp4"
-    folder = running.labeling.folder / "clips"
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(b"0123456789")
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    footage = Footage(EnvRecipe("CartPole-v1"), 0, np.zeros((3, 1)), 0, frames=frames)
+    anna, name = page(running, "anna-8"), running.labeling.clips.film(footage).result()["clip"]
+    whole = anna.get(f"/clips/{name}")
+    assert (whole.status_code, whole.headers["content-type"]) == (200, "video/mp4")
+    assert whole.headers["cache-control"] == "private, max-age=31536000, immutable"
     part = anna.get(f"/clips/{name}", headers={"Range": "bytes=2-4"})
-    assert (part.status_code, part.content) == (206, b"234")
-    assert "immutable" in part.headers["cache-control"]
-    assert "private" in part.headers["cache-control"]
+    assert (part.status_code, part.content) == (206, whole.content[2:5])
     with served(tmp_path_factory.mktemp("other")) as other:
         elsewhere = page(other, "anna")
         assert elsewhere.get(f"/clips/{name}").status_code == 404
+        assert other.labeling.clips.film(footage).result()["clip"] != name
         assert Page(other.url, cookies=anna.cookies).get("/api/me").status_code == 401
-    for path in ("../secret", "..%2fsecret", "%2e%2e/secret", "secret", "x.mp4", "ab" * 32 + ".mp4/.."):
-        assert anna.get(f"/clips/{path}").status_code == 404, path
-    (folder / name).unlink()
+    for path in ("../secret", "..%2fsecret", "%2e%2e/secret", "secret", "x.mp4", f"{name}/..", "\0"):
+        assert anna.get(f"/clips/{quote(path, safe='%/')}").status_code == 404, path
+
+
+def test_machines_come_by_grpc_with_their_tokens(tmp_path):
+    with served(tmp_path, grpc_address="127.0.0.1:0") as running:
+        trainer = LabelerStub(grpc.insecure_channel(running.grpc_address))
+        token = running.access.token("trainer", "learner")
+        with pytest.raises(grpc.RpcError, match="asks for a token"):
+            trainer.Stats(pb.StatsRequest())
+        assert trainer.Stats(pb.StatsRequest(), metadata=[("authorization", f"Bearer {token}")]).counts
 
 
 def test_every_answer_is_shielded(running):

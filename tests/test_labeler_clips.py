@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -17,6 +18,7 @@ from tutelage.errors import TutelageError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
+NIGHT = "tests.environments_for_tests:Night-v0"
 SECRET = b"of this labeler"
 
 
@@ -181,3 +183,43 @@ def test_mujoco_clips_of_several_lengths(clips, offscreen_gl):
         shown = pictures(ours.path(clip["clip"]))
         assert len(shown) == 11 - start
         assert all(np.std(picture) > 10 for picture in shown)
+
+
+def test_black_pictures_are_shown_where_they_are_meant(clips):
+    assert clips().film(footage(recipe=EnvRecipe(NIGHT))).result()["frames"] == 9
+    blind = EnvRecipe(NIGHT, {"draws": "nothing"})
+    with pytest.raises(TutelageError, match="draws no pictures"):
+        clips().film(footage(recipe=blind)).result()
+
+
+def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
+    ours = clips()
+    fatal = ours.film(footage(recipe=EnvRecipe(NIGHT, {"draws": "death"})))
+    after = ours.film(footage())
+    with pytest.raises(
+        TutelageError, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"
+    ):
+        fatal.result()
+    assert after.result()["frames"] == 9
+    assert {path.suffix for path in ours.folder.iterdir()} == {".mp4", ".footage"}
+    assert len(list(ours.folder.iterdir())) == 2
+
+
+def test_one_process_turns_from_one_simulator_to_another(clips, offscreen_gl):
+    ours = clips()
+    for seed in range(3):  # what is left of the one before must not take away the next one's context
+        for env in ("HalfCheetah-v5", "Hopper-v5", "CartPole-v1"):
+            clip = ours.film(footage(seed=seed, length=6, recipe=EnvRecipe(env))).result()
+            assert all(np.std(picture) > 5 for picture in pictures(ours.path(clip["clip"])))
+
+
+def test_several_threads_and_processes_make_one_of_each(clips):
+    ours = clips(workers=2, max_bytes=1)
+    wanted = [footage(seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda n: ours.film(wanted[n % 4]).result(), range(32)))
+        assert len({clip["clip"] for clip in made}) == 4
+        fetched = list(threads.map(lambda clip: ours.path(clip["clip"]), made))
+    assert all(path.suffix == ".mp4" for path in fetched)
+    assert not list(ours.folder.glob(".*"))
+    assert len(list(ours.folder.glob("*.footage"))) == 4

@@ -134,12 +134,36 @@ def checked_text(name: str, value: Any) -> str:
     return value
 
 
+def texts(name: str, value: Any) -> list[str]:
+    """A list of texts. Raises ValueError where it is none."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{name}: expected a list of texts, got {_short(value)}")
+    return [checked_text(f"{name}[{i}]", one) for i, one in enumerate(value)]
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """An integer from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise ValueError(f"{name}: expected an integer from {low:,} to {high:,}, got {_short(value)}")
+    return int(value)
+
+
+def arguments(name: str, value: Any) -> dict[str, Any]:
+    """Keyword arguments: names and JSON."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name}: expected {{NAME: VALUE, ...}}, got {_short(value)}")
+    return dict(value)
+
+
 def numbers(said: Json, shape: tuple[int, ...], name: str = "value") -> Array:
     """Finite numbers of this shape, float64; -1: any length."""
     try:
-        array = np.asarray(said, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected numbers, got {_short(said)}") from None
+        array = np.asarray(said)
+    except ValueError:  # ragged
+        array = np.asarray("")
+    if array.dtype.kind not in "iuf":  # texts that look like numbers are none
+        raise ValueError(f"{name}: expected numbers, got {_short(said)}")
+    array = array.astype(np.float64)
     if len(array.shape) != len(shape) or any(
         want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)
     ):

@@ -23,11 +23,12 @@ from expert_oracle.feedback import (
     Body,
     Footage,
     Json,
-    checked_text,
     clip_panel,
     footage_of,
     numbers,
     text_panel,
+    texts,
+    whole,
     words,
 )
 from tutelage.types import Array, EnvRecipe, Query, Segment
@@ -111,7 +112,7 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     elif isinstance(query.options[0], Segment):
         raise ValueError("clips: a segment is shown as a clip, and there is none")
     else:
-        names = query.context.get("observation", known.get("observation", ()))
+        names = texts("context.observation", query.context.get("observation", known.get("observation", ())))
         body["numbers"] = _named_numbers(query.options[0], names)
     return body
 
@@ -119,8 +120,7 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def space_of(query: Query, known: Mapping[str, Any]) -> dict[str, Any]:
     """`actions` to choose from, or `sliders`."""
     space = query.context.get("space")
-    names = query.context.get("actions", known.get("actions", ()))
-    names = [checked_text("context.actions", name) for name in names]
+    names = texts("context.actions", query.context.get("actions", known.get("actions", ())))
     if space is None and len(names) > 1:
         space = {"n": len(names)}
     if not isinstance(space, Mapping) or not ({"n"} <= set(space) or {"low", "high"} <= set(space)):
@@ -128,9 +128,8 @@ def space_of(query: Query, known: Mapping[str, Any]) -> dict[str, Any]:
             f"context.space: expected {{'n': ...}} or {{'low': [...], 'high': [...]}}, got {space!r}"
         )
     if "n" in space:
-        n, start = int(space["n"]), int(space.get("start", 0))
-        if not 1 <= n <= MOST_ACTIONS:
-            raise ValueError(f"context.space: a person chooses between 1 and {MOST_ACTIONS} actions, got {n}")
+        n = whole("context.space.n", space["n"], 1, MOST_ACTIONS)
+        start = whole("context.space.start", space.get("start", 0), -(2**31), 2**31)
         keys = known.get("keys", ())
         if len(keys) != n or len(names) != n:
             keys = KEYS[:n]
@@ -155,8 +154,11 @@ def _named_numbers(state: Any, names: Sequence[str]) -> list[list[Any]]:
     """[[name, number], ...] of an observation's first numbers."""
     flat: list[tuple[str, float]] = []
     for path, leaf in tree.flatten_with_path(state):
-        values = np.asarray(leaf, np.float64).reshape(-1)[:MOST_NUMBERS]
         where = ".".join(map(str, path)) or "obs"
+        try:
+            values = np.asarray(leaf, np.float64).reshape(-1)[:MOST_NUMBERS]
+        except (TypeError, ValueError):
+            raise ValueError(f"options[0], {where}: a state is made of numbers, got {leaf!r:.60}") from None
         flat += [(f"{where}[{k}]", float(number)) for k, number in enumerate(values)]
     if len(names) == len(flat):
         flat = [(str(name), number) for name, (_, number) in zip(names, flat, strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from expert_oracle.feedback import Body, Footage, Json, action, numbers, words
+from expert_oracle.feedback import Body, Footage, Json, action, arguments, numbers, whole, words
 from tutelage.types import Array, Query
 
 MOST_STEPS = 10_000
@@ -42,17 +42,13 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     env = query.context.get("env")
     if not isinstance(env, str) or not env:
         raise ValueError(f"context.env: expected the id of an environment, got {env!r}")
-    seed, steps = query.context.get("seed", 0), query.context.get("max_steps", 1000)
-    for name, value, most in (("seed", seed, 2**31 - 1), ("max_steps", steps, MOST_STEPS)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= most:
-            raise ValueError(f"context.{name}: expected an integer from 0 to {most:,}, got {value!r}")
     known = action.KNOWN.get(env, {})
     return {
         "task": words(query, "task", known.get("task", "")),
         "env": env,
-        "kwargs": dict(query.context.get("kwargs", {})),
-        "seed": int(seed),
-        "max_steps": int(steps),
+        "kwargs": arguments("context.kwargs", query.context.get("kwargs", {})),
+        "seed": whole("context.seed", query.context.get("seed", 0), 0, 2**31 - 1),
+        "max_steps": whole("context.max_steps", query.context.get("max_steps", 1000), 1, MOST_STEPS),
         **action.space_of(query, known),
     }
 

@@ -87,7 +87,7 @@ def value(body: Body, said: Json) -> Array:
         if abs(rating[0]) > 1:
             raise ValueError(f"value: a rating is from -1 to 1, got {rating[0]:g}")
         return rating.astype(np.float32)
-    marks = numbers(said, (-1, 3)) if said else np.zeros((0, 3))
+    marks = np.zeros((0, 3)) if said == [] else numbers(said, (-1, 3))
     frames = body["clip"]["frames"]
     wrong = (marks[:, 0] < 0) | (marks[:, 0] >= frames) | (marks[:, 0] % 1 != 0) | (abs(marks[:, 1]) > 1)
     if wrong.any():

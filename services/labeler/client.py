@@ -143,16 +143,18 @@ class LabelerClient:
         annotator: str = "",
         cannot_tell: bool = False,
         started_at: float | None = None,
+        reason: str = "",
     ) -> tuple[str, str]:
         """What became of it (accepted, duplicate, lost or unknown), and its event's id.
 
-        value: an array, or JSON.
+        value: an array, or JSON. reason: kept with the answer, for people to read.
         """
         request = pb.AnswerRequest(
             annotator=annotator,
             question=question,
             cannot_tell=cannot_tell,
             started_at=time.time() if started_at is None else started_at,
+            reason=reason,
         )
         if isinstance(value, np.ndarray | np.generic):
             request.value.CopyFrom(codec.encode_tensor(value, "value"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,22 +24,25 @@ LONGEST = 240  # steps of an episode that are played
 
 
 def fill(labeling: Labeling, n: int = COMPARISONS) -> list[str]:
-    """Ask `n` comparisons; the same ones whenever it is called. Returns their ids."""
-    return labeling.submit(list(comparisons(n)))
+    """Ask `n` comparisons, the same ones whenever it is called. Returns their ids."""
+    ids = [f"demo-{number:03d}" for number in range(n)]
+    if not all(name in labeling.queries for name in ids):
+        labeling.submit(list(comparisons(ids)))
+    return ids
 
 
-def comparisons(n: int) -> Iterator[Query]:
+def comparisons(ids: Sequence[str]) -> Iterator[Query]:
     """A segment of the expert's and one at random, in an order by chance."""
     rng = np.random.default_rng(0)
     recipe = EnvRecipe(ENV)
     expert = OracleSpec(EXPERT).build()
     pools = [list(_episodes(recipe, expert.act)), list(_episodes(recipe, _Chance(recipe).act))]
-    for number in range(n):
+    for name in ids:
         pair = [_segment(recipe, pool, rng) for pool in pools]
         if rng.random() < 0.5:
             pair.reverse()
         context = {"prompt": "Which one runs better?"}
-        yield Query(f"demo-{number:03d}", "comparison", pair, context)
+        yield Query(name, "comparison", pair, context)
 
 
 class _Chance:

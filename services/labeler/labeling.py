@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import hmac
 import logging
+import random
 import re
 import threading
 import time
@@ -30,6 +31,7 @@ import numpy as np
 import redis
 
 from expert_oracle import feedback
+from expert_oracle.feedback import Footage
 from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
@@ -57,7 +59,7 @@ URGENT = 1e12
 class Filming(Protocol):
     """Who makes clips: `services.labeler.clips.Clips`."""
 
-    def film(self, footage: Any) -> Future[Mapping[str, Any]]:
+    def film(self, footage: Footage) -> Future[dict[str, Any]]:
         """A clip's name and size, once it is there; the future's exception says why it cannot be made."""
         ...
 
@@ -106,7 +108,7 @@ class Labeling:
         self._lock = threading.Lock()  # of what is below
         self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
         self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
-        self._filming: dict[str, tuple[Query, list[Future[Mapping[str, Any]]]]] = {}
+        self._filming: dict[str, tuple[Query, list[Future[dict[str, Any]]]]] = {}
         self._buried: set[str] = set()  # what never could be asked
         self._filmed_kinds: set[str] = set()
         self._working = threading.Lock()
@@ -353,7 +355,7 @@ class Labeling:
             for film in films:
                 film.add_done_callback(lambda _: self._wake.set())
 
-    def _filmed(self) -> Iterator[tuple[Query, list[Mapping[str, Any]]]]:
+    def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
         """Those whose clips are there; what cannot be filmed becomes a dead letter."""
         over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
         for id in over:
@@ -423,8 +425,8 @@ class Labeling:
     def _order(self, question: str, annotator: str, sides: int) -> list[int]:
         """The options in the order in which this annotator is shown them; reversed when asked again."""
         again, first = question.endswith(AGAIN), question.removesuffix(AGAIN)
-        rng = np.random.default_rng(list(self._digest("order", first, annotator)))
-        order = [int(k) for k in rng.permutation(sides)]
+        order = list(range(sides))
+        random.Random(self._digest("order", first, annotator)).shuffle(order)
         return order[::-1] if again else order
 
     def _is_ordinary(self, question: str, kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -12,8 +13,9 @@ from pydantic import BaseModel, Field
 
 from expert_oracle import feedback
 from services.labeler.access import SESSION_S, Person, Refused, Role
-from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin
+from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin, needs
 from services.labeler.queue import Banned, Outcome
+from tutelage.errors import TutelageError
 
 router = APIRouter()
 MOST_LEASED = 16
@@ -110,14 +112,13 @@ async def enter(said: Entering, request: Request, response: Response, labeler: L
     """Sign in by an invite; the session is a cookie."""
     check_origin(request)
     session, person = await labeler.do(labeler.access.enter, said.invite, said.name, address=address(request))
-    _set_cookie(response, session, labeler)
+    _set_cookie(request, response, session, labeler)
     return Entered(annotator=person.name, role=person.role)
 
 
-def _set_cookie(response: Response, session: str, labeler: Service) -> None:
-    response.set_cookie(
-        COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=labeler.secure
-    )
+def _set_cookie(request: Request, response: Response, session: str, labeler: Service) -> None:
+    https = labeler.secure or request.url.scheme == "https"  # as a proxy on this machine says
+    response.set_cookie(COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=https)
 
 
 @router.delete("/api/session")
@@ -131,8 +132,6 @@ async def leave(person: Someone, request: Request, response: Response, labeler: 
 
 async def me_or_you(request: Request, response: Response, labeler: Labeler) -> Me:
     """Who is asking; where access is off, whoever comes is let in."""
-    from services.labeler.gate import needs
-
     try:
         person = await needs(None)(request)
         session = request.cookies.get(COOKIE, "")
@@ -140,7 +139,7 @@ async def me_or_you(request: Request, response: Response, labeler: Labeler) -> M
         if not (labeler.access.off and refused.status == 401):
             raise
         session, person = await labeler.do(labeler.access.enter_as_you, address(request))
-        _set_cookie(response, session, labeler)
+        _set_cookie(request, response, session, labeler)
     queue = labeler.news.queue or await labeler.do(labeler.news.look)
     return Me(
         annotator=person.name,
@@ -231,7 +230,10 @@ async def give_back(said: GivingBack, person: Annotator, labeler: Labeler) -> Gi
 @router.get("/clips/{name}", response_class=FileResponse)
 async def clip(name: Name, _: Annotator, labeler: Labeler) -> FileResponse:
     """A video; ranges of it too. Its name is known to who was asked about it."""
-    path = await labeler.do(labeler.labeling.clips.path, name)
+    try:
+        path = await asyncio.to_thread(labeler.labeling.clips.path, name)  # it may have to be filmed again
+    except TutelageError as error:
+        raise Refused(404, f"clip: {name} is gone: {error}") from None
     if path is None:
         raise Refused(404, f"clip: there is no {name}")
     return FileResponse(path, headers={"Cache-Control": "private, max-age=31536000, immutable"})

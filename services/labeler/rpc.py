@@ -38,6 +38,7 @@ THREADS = 16  # for calls
 MAX_STREAMS = 64  # of answers, each with a thread and a connection to the store
 LOOK_S = 1.0  # how long a stream waits before it looks whether it is to end
 MAX_LEASED = 256
+MAX_REASON = 4000  # characters
 
 RoleOf = Callable[[bytes], tuple[str, str] | None]
 """Whose token it is: name and role; None for nobody's. It may block."""
@@ -121,6 +122,7 @@ class Calls:
             value,
             cannot_tell=request.cannot_tell,
             started_at=request.started_at,
+            extra={"reason": request.reason[:MAX_REASON]} if request.reason else {},
         )
         return pb.AnswerReply(outcome=outcome, event=event)
 

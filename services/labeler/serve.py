@@ -56,6 +56,7 @@ class Settings:
     overlap: float = 0.1
     gold: float = 0.05
     lease_s: float = 90.0
+    requests_per_s: float = 50.0  # of one person
 
     def __post_init__(self) -> None:
         for option, address in (("--address", self.address), ("--grpc-address", self.grpc_address)):
@@ -108,6 +109,7 @@ class Running:
     labeling: Labeling
     access: Access
     url: str
+    grpc_address: str  # empty: no gRPC
     grpc_address: str = ""  # host:port, with the port that it is; empty: none
 
     def link(self, role: Role, *, uses: int = 1) -> str:
@@ -149,6 +151,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             audit=Audit(settings.folder / "audit.jsonl"),
             off=not settings.access,
             token_file=settings.token_file,
+            requests_per_s=settings.requests_per_s,
         )
         labeling.start()
         try:
@@ -253,23 +256,17 @@ async def _http(
 
 @contextlib.asynccontextmanager
 async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> AsyncIterator[str]:
-    """Its address, with the port that it is."""
     if not settings.grpc_address:
         yield ""
         return
     from services.labeler import rpc
 
-    def role_of(token: bytes) -> tuple[str, str] | None:
-        person = access.machine(token.decode(errors="replace"))
-        return None if person is None else (person.name, person.role)
-
-    server = await rpc.start(
-        labeling, settings.grpc_address, role_of if settings.access else None, tls=settings.tls
-    )
+    role_of = access.role_of if settings.access else None
+    running = await rpc.start(labeling, settings.grpc_address, role_of, tls=settings.tls)
     try:
-        yield server.address
+        yield running.address
     finally:
-        await server.stop(GRACE_S)
+        await running.stop(GRACE_S)
 
 
 def serve_command(settings: Settings, *, invite: bool, demo: bool) -> None:
@@ -288,12 +285,13 @@ async def _serve(settings: Settings, *, invite: bool, demo: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with serving(settings) as running:
+        for line in await asyncio.to_thread(_welcome, running, settings, invite):
+            print(line, flush=True)
         if demo:
             from services.labeler.demo import fill
 
-            await asyncio.to_thread(fill, running.labeling)
-        for line in await asyncio.to_thread(_welcome, running, settings, invite):
-            print(line, flush=True)
+            asked = await asyncio.to_thread(fill, running.labeling)
+            print(f"{len(asked)} comparisons are being filmed; the first can be answered now", flush=True)
         await stopped.wait()
         print("stopping", flush=True)
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tutelage.proto.tutelage.v1 import oracle_pb2 as tutelage_dot_proto_dot_tutelage_dot_v1_dot_oracle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tutelage/proto/tutelage/v1/labeler.proto\x12\x0btutelage.v1\x1a\'tutelage/proto/tutelage/v1/oracle.proto\"\xc9\x01\n\x07Segment\x12\x1e\n\x03obs\x18\x01 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12\"\n\x07\x61\x63tions\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12#\n\x06recipe\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.Recipe\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12!\n\x06prefix\x18\x05 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12$\n\x07rewards\x18\x06 \x01(\x0b\x32\x13.tutelage.v1.Tensor\"\x9b\x01\n\x06Recipe\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06kwargs\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x33\n\x08versions\x18\x04 \x03(\x0b\x32!.tutelage.v1.Recipe.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"}\n\x06Option\x12\'\n\x07segment\x18\x01 \x01(\x0b\x32\x14.tutelage.v1.SegmentH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x05state\x18\x03 \x01(\x0b\x32\x11.tutelage.v1.TreeH\x00\x12\x0e\n\x04json\x18\x04 \x01(\tH\x00\x42\x06\n\x04what\"\xee\x01\n\x05Query\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12$\n\x07options\x18\x03 \x03(\x0b\x32\x13.tutelage.v1.Option\x12\x30\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x1f.tutelage.v1.Query.ContextEntry\x12\x10\n\x08priority\x18\x05 \x01(\x01\x12\x16\n\x0e\x61nswers_wanted\x18\x06 \x01(\r\x1aI\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.tutelage.v1.ContextValue:\x02\x38\x01\"p\n\x0c\x43ontextValue\x12\x0e\n\x04json\x18\x01 \x01(\tH\x00\x12!\n\x04tree\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.TreeH\x00\x12%\n\x06recipe\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.RecipeH\x00\x42\x06\n\x04what\"\x95\x01\n\rSubmitRequest\x12#\n\x07queries\x18\x01 \x03(\x0b\x32\x12.tutelage.v1.Query\x12\x32\n\x04gold\x18\x02 \x03(\x0b\x32$.tutelage.v1.SubmitRequest.GoldEntry\x1a+\n\tGoldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1a\n\x0bSubmitReply\x12\x0b\n\x03ids\x18\x01 \x03(\t\"9\n\x06Stored\x12!\n\x05query\x18\x01 \x01(\x0b\x32\x12.tutelage.v1.Query\x12\x0c\n\x04gold\x18\x02 \x01(\t\";\n\x0cLeaseRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\r\x12\r\n\x05kinds\x18\x03 \x03(\t\":\n\nLeaseReply\x12,\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x17.tutelage.v1.Assignment\"z\n\nAssignment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12!\n\x05query\x18\x03 \x01(\x0b\x32\x12.tutelage.v1.Query\x12\x0c\n\x04view\x18\x04 \x01(\t\x12\x0f\n\x07\x65nds_at\x18\x05 \x01(\x01\x12\x10\n\x08\x62\x65gan_at\x18\x06 \x01(\x01\"\x9b\x01\n\rAnswerRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0e\n\x04json\x18\x03 \x01(\tH\x00\x12$\n\x05value\x18\x04 \x01(\x0b\x32\x13.tutelage.v1.TensorH\x00\x12\x13\n\x0b\x63\x61nnot_tell\x18\x05 \x01(\x08\x12\x12\n\nstarted_at\x18\x06 \x01(\x01\x42\x06\n\x04said\"-\n\x0b\x41nswerReply\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\r\n\x05\x65vent\x18\x02 \x01(\t\"0\n\x0e\x41nswersRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"F\n\x0c\x41nswersReply\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.tutelage.v1.Answered\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xc4\x01\n\x08\x41nswered\x12\r\n\x05\x65vent\x18\x01 \x01(\t\x12\x10\n\x08query_id\x18\x02 \x01(\t\x12\"\n\x05value\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.Tensor\x12\x11\n\tannotator\x18\x04 \x01(\t\x12\x12\n\nstarted_at\x18\x05 \x01(\x01\x12\x13\n\x0b\x61nswered_at\x18\x06 \x01(\x01\x12\x12\n\nside_shown\x18\x07 \x03(\r\x12\x13\n\x0b\x63\x61nnot_tell\x18\x08 \x01(\x08\x12\x0e\n\x06undone\x18\t \x01(\x08\"3\n\x0b\x42\x65\x61tRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x11\n\tquestions\x18\x02 \x03(\t\"\x19\n\tBeatReply\x12\x0c\n\x04kept\x18\x01 \x03(\t\"2\n\x0bUndoRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\"\x1b\n\tUndoReply\x12\x0e\n\x06undone\x18\x01 \x01(\x08\"F\n\x0fGiveBackRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0e\n\x06\x62roken\x18\x03 \x01(\t\"#\n\rGiveBackReply\x12\x12\n\ngiven_back\x18\x01 \x01(\x08\"\x0e\n\x0cStatsRequest\"\x88\x02\n\nStatsReply\x12\x33\n\x06\x63ounts\x18\x01 \x03(\x0b\x32#.tutelage.v1.StatsReply.CountsEntry\x12\x31\n\x05\x64\x65pth\x18\x02 \x03(\x0b\x32\".tutelage.v1.StatsReply.DepthEntry\x12\x15\n\roldest_wait_s\x18\x03 \x01(\x01\x12\x0f\n\x07waiting\x18\x04 \x01(\x04\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a,\n\nDepthEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\x82\x04\n\x07Labeler\x12>\n\x06Submit\x12\x1a.tutelage.v1.SubmitRequest\x1a\x18.tutelage.v1.SubmitReply\x12;\n\x05Lease\x12\x19.tutelage.v1.LeaseRequest\x1a\x17.tutelage.v1.LeaseReply\x12>\n\x06\x41nswer\x12\x1a.tutelage.v1.AnswerRequest\x1a\x18.tutelage.v1.AnswerReply\x12\x43\n\x07\x41nswers\x12\x1b.tutelage.v1.AnswersRequest\x1a\x19.tutelage.v1.AnswersReply0\x01\x12\x38\n\x04\x42\x65\x61t\x12\x18.tutelage.v1.BeatRequest\x1a\x16.tutelage.v1.BeatReply\x12\x38\n\x04Undo\x12\x18.tutelage.v1.UndoRequest\x1a\x16.tutelage.v1.UndoReply\x12\x44\n\x08GiveBack\x12\x1c.tutelage.v1.GiveBackRequest\x1a\x1a.tutelage.v1.GiveBackReply\x12;\n\x05Stats\x12\x19.tutelage.v1.StatsRequest\x1a\x17.tutelage.v1.StatsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tutelage/proto/tutelage/v1/labeler.proto\x12\x0btutelage.v1\x1a\'tutelage/proto/tutelage/v1/oracle.proto\"\xc9\x01\n\x07Segment\x12\x1e\n\x03obs\x18\x01 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12\"\n\x07\x61\x63tions\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12#\n\x06recipe\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.Recipe\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12!\n\x06prefix\x18\x05 \x01(\x0b\x32\x11.tutelage.v1.Tree\x12$\n\x07rewards\x18\x06 \x01(\x0b\x32\x13.tutelage.v1.Tensor\"\x9b\x01\n\x06Recipe\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06kwargs\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x33\n\x08versions\x18\x04 \x03(\x0b\x32!.tutelage.v1.Recipe.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"}\n\x06Option\x12\'\n\x07segment\x18\x01 \x01(\x0b\x32\x14.tutelage.v1.SegmentH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\"\n\x05state\x18\x03 \x01(\x0b\x32\x11.tutelage.v1.TreeH\x00\x12\x0e\n\x04json\x18\x04 \x01(\tH\x00\x42\x06\n\x04what\"\xee\x01\n\x05Query\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12$\n\x07options\x18\x03 \x03(\x0b\x32\x13.tutelage.v1.Option\x12\x30\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x1f.tutelage.v1.Query.ContextEntry\x12\x10\n\x08priority\x18\x05 \x01(\x01\x12\x16\n\x0e\x61nswers_wanted\x18\x06 \x01(\r\x1aI\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.tutelage.v1.ContextValue:\x02\x38\x01\"p\n\x0c\x43ontextValue\x12\x0e\n\x04json\x18\x01 \x01(\tH\x00\x12!\n\x04tree\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.TreeH\x00\x12%\n\x06recipe\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.RecipeH\x00\x42\x06\n\x04what\"\x95\x01\n\rSubmitRequest\x12#\n\x07queries\x18\x01 \x03(\x0b\x32\x12.tutelage.v1.Query\x12\x32\n\x04gold\x18\x02 \x03(\x0b\x32$.tutelage.v1.SubmitRequest.GoldEntry\x1a+\n\tGoldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1a\n\x0bSubmitReply\x12\x0b\n\x03ids\x18\x01 \x03(\t\"9\n\x06Stored\x12!\n\x05query\x18\x01 \x01(\x0b\x32\x12.tutelage.v1.Query\x12\x0c\n\x04gold\x18\x02 \x01(\t\";\n\x0cLeaseRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\r\x12\r\n\x05kinds\x18\x03 \x03(\t\":\n\nLeaseReply\x12,\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x17.tutelage.v1.Assignment\"z\n\nAssignment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12!\n\x05query\x18\x03 \x01(\x0b\x32\x12.tutelage.v1.Query\x12\x0c\n\x04view\x18\x04 \x01(\t\x12\x0f\n\x07\x65nds_at\x18\x05 \x01(\x01\x12\x10\n\x08\x62\x65gan_at\x18\x06 \x01(\x01\"\xab\x01\n\rAnswerRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0e\n\x04json\x18\x03 \x01(\tH\x00\x12$\n\x05value\x18\x04 \x01(\x0b\x32\x13.tutelage.v1.TensorH\x00\x12\x13\n\x0b\x63\x61nnot_tell\x18\x05 \x01(\x08\x12\x12\n\nstarted_at\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\tB\x06\n\x04said\"-\n\x0b\x41nswerReply\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\r\n\x05\x65vent\x18\x02 \x01(\t\"0\n\x0e\x41nswersRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"F\n\x0c\x41nswersReply\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.tutelage.v1.Answered\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xc4\x01\n\x08\x41nswered\x12\r\n\x05\x65vent\x18\x01 \x01(\t\x12\x10\n\x08query_id\x18\x02 \x01(\t\x12\"\n\x05value\x18\x03 \x01(\x0b\x32\x13.tutelage.v1.Tensor\x12\x11\n\tannotator\x18\x04 \x01(\t\x12\x12\n\nstarted_at\x18\x05 \x01(\x01\x12\x13\n\x0b\x61nswered_at\x18\x06 \x01(\x01\x12\x12\n\nside_shown\x18\x07 \x03(\r\x12\x13\n\x0b\x63\x61nnot_tell\x18\x08 \x01(\x08\x12\x0e\n\x06undone\x18\t \x01(\x08\"3\n\x0b\x42\x65\x61tRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x11\n\tquestions\x18\x02 \x03(\t\"\x19\n\tBeatReply\x12\x0c\n\x04kept\x18\x01 \x03(\t\"2\n\x0bUndoRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\"\x1b\n\tUndoReply\x12\x0e\n\x06undone\x18\x01 \x01(\x08\"F\n\x0fGiveBackRequest\x12\x11\n\tannotator\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0e\n\x06\x62roken\x18\x03 \x01(\t\"#\n\rGiveBackReply\x12\x12\n\ngiven_back\x18\x01 \x01(\x08\"\x0e\n\x0cStatsRequest\"\x88\x02\n\nStatsReply\x12\x33\n\x06\x63ounts\x18\x01 \x03(\x0b\x32#.tutelage.v1.StatsReply.CountsEntry\x12\x31\n\x05\x64\x65pth\x18\x02 \x03(\x0b\x32\".tutelage.v1.StatsReply.DepthEntry\x12\x15\n\roldest_wait_s\x18\x03 \x01(\x01\x12\x0f\n\x07waiting\x18\x04 \x01(\x04\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a,\n\nDepthEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\x82\x04\n\x07Labeler\x12>\n\x06Submit\x12\x1a.tutelage.v1.SubmitRequest\x1a\x18.tutelage.v1.SubmitReply\x12;\n\x05Lease\x12\x19.tutelage.v1.LeaseRequest\x1a\x17.tutelage.v1.LeaseReply\x12>\n\x06\x41nswer\x12\x1a.tutelage.v1.AnswerRequest\x1a\x18.tutelage.v1.AnswerReply\x12\x43\n\x07\x41nswers\x12\x1b.tutelage.v1.AnswersRequest\x1a\x19.tutelage.v1.AnswersReply0\x01\x12\x38\n\x04\x42\x65\x61t\x12\x18.tutelage.v1.BeatRequest\x1a\x16.tutelage.v1.BeatReply\x12\x38\n\x04Undo\x12\x18.tutelage.v1.UndoRequest\x1a\x16.tutelage.v1.UndoReply\x12\x44\n\x08GiveBack\x12\x1c.tutelage.v1.GiveBackRequest\x1a\x1a.tutelage.v1.GiveBackReply\x12;\n\x05Stats\x12\x19.tutelage.v1.StatsRequest\x1a\x17.tutelage.v1.StatsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,35 +71,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSIGNMENT']._serialized_start=1302
   _globals['_ASSIGNMENT']._serialized_end=1424
   _globals['_ANSWERREQUEST']._serialized_start=1427
-  _globals['_ANSWERREQUEST']._serialized_end=1582
-  _globals['_ANSWERREPLY']._serialized_start=1584
-  _globals['_ANSWERREPLY']._serialized_end=1629
-  _globals['_ANSWERSREQUEST']._serialized_start=1631
-  _globals['_ANSWERSREQUEST']._serialized_end=1679
-  _globals['_ANSWERSREPLY']._serialized_start=1681
-  _globals['_ANSWERSREPLY']._serialized_end=1751
-  _globals['_ANSWERED']._serialized_start=1754
-  _globals['_ANSWERED']._serialized_end=1950
-  _globals['_BEATREQUEST']._serialized_start=1952
-  _globals['_BEATREQUEST']._serialized_end=2003
-  _globals['_BEATREPLY']._serialized_start=2005
-  _globals['_BEATREPLY']._serialized_end=2030
-  _globals['_UNDOREQUEST']._serialized_start=2032
-  _globals['_UNDOREQUEST']._serialized_end=2082
-  _globals['_UNDOREPLY']._serialized_start=2084
-  _globals['_UNDOREPLY']._serialized_end=2111
-  _globals['_GIVEBACKREQUEST']._serialized_start=2113
-  _globals['_GIVEBACKREQUEST']._serialized_end=2183
-  _globals['_GIVEBACKREPLY']._serialized_start=2185
-  _globals['_GIVEBACKREPLY']._serialized_end=2220
-  _globals['_STATSREQUEST']._serialized_start=2222
-  _globals['_STATSREQUEST']._serialized_end=2236
-  _globals['_STATSREPLY']._serialized_start=2239
-  _globals['_STATSREPLY']._serialized_end=2503
-  _globals['_STATSREPLY_COUNTSENTRY']._serialized_start=2412
-  _globals['_STATSREPLY_COUNTSENTRY']._serialized_end=2457
-  _globals['_STATSREPLY_DEPTHENTRY']._serialized_start=2459
-  _globals['_STATSREPLY_DEPTHENTRY']._serialized_end=2503
-  _globals['_LABELER']._serialized_start=2506
-  _globals['_LABELER']._serialized_end=3020
+  _globals['_ANSWERREQUEST']._serialized_end=1598
+  _globals['_ANSWERREPLY']._serialized_start=1600
+  _globals['_ANSWERREPLY']._serialized_end=1645
+  _globals['_ANSWERSREQUEST']._serialized_start=1647
+  _globals['_ANSWERSREQUEST']._serialized_end=1695
+  _globals['_ANSWERSREPLY']._serialized_start=1697
+  _globals['_ANSWERSREPLY']._serialized_end=1767
+  _globals['_ANSWERED']._serialized_start=1770
+  _globals['_ANSWERED']._serialized_end=1966
+  _globals['_BEATREQUEST']._serialized_start=1968
+  _globals['_BEATREQUEST']._serialized_end=2019
+  _globals['_BEATREPLY']._serialized_start=2021
+  _globals['_BEATREPLY']._serialized_end=2046
+  _globals['_UNDOREQUEST']._serialized_start=2048
+  _globals['_UNDOREQUEST']._serialized_end=2098
+  _globals['_UNDOREPLY']._serialized_start=2100
+  _globals['_UNDOREPLY']._serialized_end=2127
+  _globals['_GIVEBACKREQUEST']._serialized_start=2129
+  _globals['_GIVEBACKREQUEST']._serialized_end=2199
+  _globals['_GIVEBACKREPLY']._serialized_start=2201
+  _globals['_GIVEBACKREPLY']._serialized_end=2236
+  _globals['_STATSREQUEST']._serialized_start=2238
+  _globals['_STATSREQUEST']._serialized_end=2252
+  _globals['_STATSREPLY']._serialized_start=2255
+  _globals['_STATSREPLY']._serialized_end=2519
+  _globals['_STATSREPLY_COUNTSENTRY']._serialized_start=2428
+  _globals['_STATSREPLY_COUNTSENTRY']._serialized_end=2473
+  _globals['_STATSREPLY_DEPTHENTRY']._serialized_start=2475
+  _globals['_STATSREPLY_DEPTHENTRY']._serialized_end=2519
+  _globals['_LABELER']._serialized_start=2522
+  _globals['_LABELER']._serialized_end=3036
 # @@protoc_insertion_point(module_scope)

@@ -149,20 +149,22 @@ class Assignment(_message.Message):
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., view: _Optional[str] = ..., ends_at: _Optional[float] = ..., began_at: _Optional[float] = ...) -> None: ...
 
 class AnswerRequest(_message.Message):
-    __slots__ = ("annotator", "question", "json", "value", "cannot_tell", "started_at")
+    __slots__ = ("annotator", "question", "json", "value", "cannot_tell", "started_at", "reason")
     ANNOTATOR_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
     JSON_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     CANNOT_TELL_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     annotator: str
     question: str
     json: str
     value: _oracle_pb2.Tensor
     cannot_tell: bool
     started_at: float
-    def __init__(self, annotator: _Optional[str] = ..., question: _Optional[str] = ..., json: _Optional[str] = ..., value: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., cannot_tell: _Optional[bool] = ..., started_at: _Optional[float] = ...) -> None: ...
+    reason: str
+    def __init__(self, annotator: _Optional[str] = ..., question: _Optional[str] = ..., json: _Optional[str] = ..., value: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., cannot_tell: _Optional[bool] = ..., started_at: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class AnswerReply(_message.Message):
     __slots__ = ("outcome", "event")

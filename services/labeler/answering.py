@@ -1,0 +1,226 @@
+"""Scripted labelers: machines that answer as people would, in a process of their own, over gRPC.
+
+    tutelage labeler answer 127.0.0.1:50061 mistake
+    tutelage labeler answer 127.0.0.1:50061 oracle delay_s=3 away=0.1 away_s=120
+    tutelage labeler answer 127.0.0.1:50061 checkpoint:cartpole
+    tutelage labeler answer 127.0.0.1:50061 judge endpoint=http://127.0.0.1:8000/v1 model=NAME
+
+The teacher is one of B-Pref's (oracle, stochastic, mistake, skip, equal, myopic), which compare segments by
+the rewards of the environment; `drifting`, `adversarial`; `judge`, a language model that compares texts; or
+an expert's word, which says what it would do in a state. All of them can be slow (`delay_s`) or absent
+(`away`, `away_s`): then what they have leased goes to others when its time is over.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import tree
+
+from expert_oracle.judge import Judge
+from expert_oracle.loading import KINDS, NAMED, OracleSpec
+from expert_oracle.synthetic import TEACHERS, teacher
+from services.labeler.client import LabelerClient, Leased
+from tutelage import plugins
+from tutelage.errors import ConfigError
+from tutelage.protocols import Labeler, Oracle
+from tutelage.types import Answer, Query, Segment
+
+DRIFT = 0.05
+"""Of `drifting`: a step of its walk, as a share of the mean return."""
+SYNTHETIC = (*TEACHERS, "drifting", "adversarial")
+BEAT_S = (0.1, 20.0)  # between two heart-beats: least, most
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Says the opposite of what it thinks."""
+
+    labeler: Labeler
+
+    def label(self, queries: Sequence[Query]) -> list[Answer]:
+        return [_opposite(answer) for answer in self.labeler.label(queries)]
+
+
+def _opposite(answer: Answer) -> Answer:
+    if answer.cannot_tell:
+        return answer
+    turned = answer.value.max() + answer.value.min() - answer.value
+    return replace(answer, value=(turned / turned.sum()).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Actor:
+    """An expert that is asked what it would do, one state at a time."""
+
+    oracle: Oracle
+    name: str
+
+    def label(self, queries: Sequence[Query]) -> list[Answer]:
+        """Raises OracleError where the expert does."""
+        return [self._answer(query) for query in queries]
+
+    def _answer(self, query: Query) -> Answer:
+        began = time.time()
+        (state,) = query.options
+        if isinstance(state, Segment):
+            state = tree.map_structure(lambda leaf: leaf[-1], state.obs)
+        batch = tree.map_structure(lambda leaf: np.asarray(leaf)[None], state)
+        action = tree.map_structure(lambda leaf: np.asarray(leaf)[0], self.oracle.act(batch))
+        return Answer(query.id, np.asarray(action), self.name, began, time.time())
+
+
+def scripted(word: str, arguments: Mapping[str, Any]) -> tuple[Labeler, Sequence[str]]:
+    """The labeler of that word, and the kinds of question that it answers. Raises ConfigError."""
+    try:
+        if word in TEACHERS:
+            return teacher(word, **arguments), ("comparison",)
+        if word == "drifting":
+            return teacher("oracle", **{"drift": DRIFT, "name": word, **arguments}), ("comparison",)
+        if word == "adversarial":
+            return Adversary(teacher("oracle", **{"name": word, **arguments})), ("comparison",)
+        if word == "judge":
+            return Judge(**arguments), ("text",)
+    except TypeError as error:
+        raise ConfigError(f"labeler {word}: {error}") from None
+    if word.partition(":")[0] in KINDS or word in NAMED or "://" in word or ":" in word:
+        spec = OracleSpec(word, dict(arguments))
+        if spec.asks_people:
+            raise ConfigError(f"labeler {word}: people answer on the page")
+        return Actor(spec.build(), word), ("action",)
+    known = [*SYNTHETIC, "judge", "an expert's word, as checkpoint:cartpole"]
+    raise ConfigError(f"there is no labeler {word!r}{plugins.did_you_mean(word, known)}")
+
+
+@dataclass
+class Habits:
+    """How a scripted labeler works. The arguments besides the teacher's own."""
+
+    annotator: str = ""  # in whose name; empty: the teacher's word, or who the token says
+    n: int = 8  # questions that it holds at a time
+    delay_s: float = 0.0  # for one answer
+    away: float = 0.0  # probability, after an answer, that it leaves
+    away_s: float = 60.0  # for so long, with what it has leased
+    idle_s: float = 0.2  # before it asks again where there was nothing
+    answers: int = 0  # after so many it ends; 0: never
+    until_empty: bool = False  # it ends where there is nothing left for it
+    seed: int = 0  # of its leaving
+
+    def __post_init__(self) -> None:
+        for name in ("delay_s", "away_s", "idle_s", "answers"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"labeler: {name}={getattr(self, name)} is not 0 or more")
+        if not 0 <= self.away <= 1:
+            raise ConfigError(f"labeler: away={self.away} is not from 0 to 1")
+        if not (isinstance(self.n, int) and 1 <= self.n <= 256):
+            raise ConfigError(f"labeler: n={self.n} is not from 1 to 256")
+
+
+@dataclass
+class Worker:
+    """Leases, judges, answers, until it is stopped. What it cannot judge it gives back with the reason."""
+
+    client: LabelerClient
+    labeler: Labeler
+    kinds: Sequence[str]
+    habits: Habits
+    stop: threading.Event = field(default_factory=threading.Event)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    _beaten: float = 0.0  # when it last said that it is there
+    _beat_s: float = BEAT_S[1]
+
+    def work(self) -> Counter[str]:
+        """What became of the answers, by outcome."""
+        rng = np.random.default_rng(self.habits.seed)
+        while not self._over():
+            leased = self.client.lease(self.habits.annotator, self.habits.n, self.kinds)
+            if not leased and self.habits.until_empty:
+                break
+            if not leased:
+                self.stop.wait(self.habits.idle_s)
+            if leased:
+                self._beaten, self._beat_s = time.monotonic(), _beat_s(leased)
+            for k, one in enumerate(leased):
+                self._answer(one, leased[k:])
+                if self._over():
+                    break
+                if rng.random() < self.habits.away:
+                    self.stop.wait(self.habits.away_s)
+                    break  # what it had may be somebody else's by now
+        return self.outcomes
+
+    def _think(self, held: Sequence[Leased]) -> None:
+        """For `delay_s`, while it keeps what it has."""
+        ends = time.monotonic() + self.habits.delay_s
+        while (left := ends - time.monotonic()) > 0 and not self.stop.is_set():
+            self.stop.wait(min(left, self._beat_s))
+            if time.monotonic() - self._beaten > self._beat_s:
+                self.client.beat([one.id for one in held], self.habits.annotator)
+                self._beaten = time.monotonic()
+
+    def _over(self) -> bool:
+        enough = self.habits.answers and self.outcomes["accepted"] >= self.habits.answers
+        return self.stop.is_set() or bool(enough)
+
+    def _answer(self, one: Leased, held: Sequence[Leased]) -> None:
+        began = time.time()
+        self._think(held)
+        try:
+            (answer,) = self.labeler.label([one.query])
+        except ValueError as error:  # this question is none for it; others may be
+            self.client.give_back(one.id, self.habits.annotator, broken=str(error))
+            self.outcomes["given back"] += 1
+            return
+        outcome, _ = self.client.answer(
+            one.id,
+            answer.value,
+            annotator=self.habits.annotator,
+            cannot_tell=answer.cannot_tell,
+            started_at=began,
+            reason=getattr(self.labeler, "reasons", {}).pop(one.query.id, ""),
+        )
+        self.outcomes[outcome] += 1
+
+
+def _beat_s(held: Sequence[Leased]) -> float:
+    """Well before a lease ends, by the store's clock as it was told."""
+    return min(max((held[0].ends_at - time.time()) / 3, BEAT_S[0]), BEAT_S[1])
+
+
+def worker(address: str, word: str, arguments: Mapping[str, Any]) -> Worker:
+    """A scripted labeler. `arguments` are shared out by name: its habits, the connection, its own."""
+    own = dict(arguments)
+    habits = {name: own.pop(name) for name in inspect.signature(Habits).parameters if name in own}
+    if "seed" in habits and word in SYNTHETIC:
+        own["seed"] = habits["seed"]
+    named = [name for name in inspect.signature(LabelerClient).parameters if name != "address"]
+    connection = {name: own.pop(name) for name in named if name in own}
+    labeler, kinds = scripted(word, own)
+    client = LabelerClient(address, **connection)
+    known = {"annotator": "" if client.access.metadata() else word, **habits}
+    return Worker(client, labeler, kinds, Habits(**known))
+
+
+def answer_command(address: str, word: str, arguments: Mapping[str, Any], say: Say) -> dict[str, int]:
+    """`tutelage labeler answer`: until SIGTERM, Ctrl-C, or its own end."""
+    import signal
+
+    one = worker(address, word, arguments)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: one.stop.set())
+    who = one.habits.annotator or "who its token says"
+    say(f"{word} answers questions of kind {', '.join(one.kinds)} at {one.client.address} as {who}")
+    try:
+        outcomes = one.work()
+    finally:
+        one.client.close()
+    say(", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items())) or "nothing to answer")
+    return dict(outcomes)

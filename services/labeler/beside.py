@@ -1,0 +1,151 @@
+"""The labeler that a run has beside it, in a process of its own, while it is trained by people.
+
+    with beside(run, page="") as labeler:
+        labeler.links                # what people open
+        labeler.connection           # arguments of the way to it: address, token_file
+
+It ends with the trainer, however that ends; what was asked and answered stays in the run's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ServiceError
+
+START_S = 60.0
+STOP_S = 30.0
+LOOK_S = 0.5  # how often it is seen to that the trainer lives
+ANY_PORT = "127.0.0.1:0"
+GRPC = "gRPC for machines"
+LAST_WORDS = "Ctrl-C"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A labeler that answers. Made by: `beside`. Eaten by: the job."""
+
+    links: tuple[str, ...]  # lines for people
+    connection: Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def beside(run: Path, page: str = "") -> Iterator[Beside]:
+    """The labeler in the run's folder; `page` is where people reach it, by default where they did before.
+
+    Raises ServiceError where it does not start.
+    """
+    folder = run / "labeler"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    token, machines = _token(folder)
+    wishes = [page] if page else [*_last(folder), ANY_PORT]
+    process, said = _start(run, wishes, machines)
+    try:
+        lines = [line.strip() for line in said]
+        address = next(line.removeprefix(GRPC).strip() for line in lines if line.startswith(GRPC))
+        (folder / "page").write_text(lines[0].rpartition("//")[2])
+        links = [line for line in lines if not line.startswith((GRPC, LAST_WORDS))]
+        yield Beside(tuple(links), {"address": address, "token_file": str(token)})
+    finally:
+        _stop(process)
+
+
+def _token(folder: Path) -> tuple[Path, Path]:
+    """The trainer's token, and the service's file of those that it knows."""
+    token, machines = folder / "token", folder / "machines"
+    for path in (token, machines):
+        path.touch(mode=0o600)
+    if not token.read_text():
+        token.write_text(secrets.token_urlsafe(32))
+    machines.write_text(f"{token.read_text()} trainer trainer\n")
+    return token, machines
+
+
+def _last(folder: Path) -> list[str]:
+    """Where pages that are still open look for it."""
+    path = folder / "page"
+    return [path.read_text()] if path.exists() else []
+
+
+def _start(run: Path, wishes: list[str], machines: Path) -> tuple[subprocess.Popen[str], list[str]]:
+    """The process, and what it says once it answers; the next address where one is taken."""
+    deadline = time.monotonic() + START_S
+    log = run / "labeler" / "service.log"
+    while True:
+        command = [sys.executable, "-m", "services.labeler.beside", str(run), wishes[0], str(machines)]
+        with log.open("ab") as errors:
+            began = errors.tell()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the trainer
+            )
+        said = list(_until_ready(process))
+        if said and said[-1].startswith(LAST_WORDS):
+            return process, said
+        _stop(process)
+        words = log.read_bytes()[began:].decode(errors="replace").strip().splitlines() or ["no reason given"]
+        if len(wishes) > 1 and "cannot listen" in words[-1]:
+            wishes = wishes[1:]
+        elif "in use" not in words[-1] or time.monotonic() > deadline:  # by one that is about to end
+            raise ServiceError(f"the labeler of {run} does not start: {words[-1]} (all of it in {log})")
+        time.sleep(LOOK_S)
+
+
+def _until_ready(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield line
+        if line.startswith(LAST_WORDS):
+            return
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def main(run: str, page: str, machines: str) -> None:
+    """In the process: serve until told to stop, or until the trainer is gone."""
+    from expert_oracle.metrics import log_to_stderr
+    from services.labeler.serve import Settings, serve_command
+
+    log_to_stderr("text")
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    settings = Settings(
+        Path(run) / "labeler", run=Path(run), address=page, grpc_address=ANY_PORT, token_file=machines
+    )
+    serve_command(settings, invite=True, demo=False)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Exception as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,160 @@
+// The ways to answer: each shows itself and calls `answer(value)`.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+
+import { Key, useKeys } from "./keys.jsx";
+import { Play } from "./play.jsx";
+import { pictureOf } from "./playback.js";
+
+export function Control({ control, ...rest }) {
+  switch (control.type) {
+    case "choice":
+      return <Choice control={control} {...rest} />;
+    case "sliders":
+      return <Sliders control={control} {...rest} />;
+    case "frames":
+      return <Marks control={control} {...rest} />;
+    case "play":
+      return <Play control={control} {...rest} />;
+    default:
+      return <p class="fault">This page does not know “{control.type}”. Reload it to get the newest one.</p>;
+  }
+}
+
+function Choice({ control, shown, answer }) {
+  useKeys(Object.fromEntries(control.choices.map((one) => [one.key, () => answer(one.value)])), shown);
+  return (
+    <div class="choices">
+      {control.choices.map((one) => (
+        <button key={one.key} type="button" class="choice" onClick={() => answer(one.value)}>
+          <Key of={one.key} />
+          <span>{one.label}</span>
+        </button>
+      ))}
+    </div>
+  );
+}
+
+function Sliders({ control, shown, answer }) {
+  const [values, setValues] = useState(() => control.sliders.map((one) => one.start));
+  const set = (n, value) => setValues((now) => now.map((old, k) => (k === n ? value : old)));
+  useKeys({ Enter: () => answer(values) }, shown);
+  useGamepad(shown, (axes) => {
+    setValues((now) =>
+      now.map((old, n) => {
+        const { low, high } = control.sliders[n];
+        return n in axes ? low + ((axes[n] + 1) / 2) * (high - low) : old;
+      }),
+    );
+  });
+  return (
+    <form
+      class="sliders"
+      onSubmit={(event) => {
+        event.preventDefault();
+        answer(values);
+      }}
+    >
+      {control.sliders.map((one, n) => (
+        <label key={one.label}>
+          <span>{one.label}</span>
+          <input
+            type="range"
+            min={one.low}
+            max={one.high}
+            step={one.step}
+            value={values[n]}
+            onInput={(event) => set(n, event.currentTarget.valueAsNumber)}
+          />
+          <output>{values[n].toFixed(2)}</output>
+        </label>
+      ))}
+      <button type="submit" class="choice main">
+        <Key of="Enter" />
+        <span>Do this</span>
+      </button>
+    </form>
+  );
+}
+
+const DEAD_ZONE = 0.12;
+
+/** Calls moved({axis: -1 … 1}) while a gamepad's sticks are held. */
+export function useGamepad(on, moved) {
+  const latest = useRef(moved);
+  latest.current = moved;
+  useEffect(() => {
+    if (!on || !navigator.getGamepads) return;
+    let frame = 0;
+    const look = () => {
+      const pad = navigator.getGamepads().find(Boolean);
+      const held = pad?.axes.map((value, n) => [n, value]).filter(([, value]) => Math.abs(value) > DEAD_ZONE) ?? [];
+      if (held.length) latest.current(Object.fromEntries(held));
+      frame = requestAnimationFrame(look);
+    };
+    const begin = () => {
+      cancelAnimationFrame(frame);
+      look();
+    };
+    if (navigator.getGamepads().some(Boolean)) begin();
+    addEventListener("gamepadconnected", begin);
+    return () => {
+      cancelAnimationFrame(frame);
+      removeEventListener("gamepadconnected", begin);
+    };
+  }, [on]);
+}
+
+function Marks({ control, shown, answer, videos, clip, playback }) {
+  const [marks, setMarks] = useState([]);
+  const began = useRef(0);
+  useEffect(() => {
+    if (shown) began.current = performance.now();
+  }, [shown]);
+  const mark = (value) => {
+    const video = videos.current[0];
+    if (!video) return;
+    const seconds = (performance.now() - began.current) / 1000;
+    setMarks((now) => [...now, [pictureOf(video, clip.fps, clip.frames), value, Number(seconds.toFixed(3))]]);
+  };
+  const again = () => {
+    setMarks([]);
+    began.current = performance.now();
+    playback.restart();
+  };
+  const keys = Object.fromEntries(control.marks.map((one) => [one.key, () => mark(one.value)]));
+  useKeys({ ...keys, Enter: () => answer(marks), r: again }, shown);
+  const count = (value) => marks.filter((one) => one[1] === value).length;
+  return (
+    <div class="marks">
+      <div class="track" role="img" aria-label={`${marks.length} marks`}>
+        {marks.map(([picture, value], n) => (
+          <i key={n} class={value > 0 ? "good" : "bad"} style={{ left: `${(100 * picture) / clip.frames}%` }} />
+        ))}
+      </div>
+      <div class="choices">
+        {control.marks.map((one) => (
+          <button
+            key={one.key}
+            type="button"
+            class={`choice ${one.value > 0 ? "good" : "bad"}`}
+            onPointerDown={() => mark(one.value)}
+          >
+            <Key of={one.key} />
+            <span>
+              {one.label} · {count(one.value)}
+            </span>
+          </button>
+        ))}
+        <button type="button" class="choice" onClick={again}>
+          <Key of="r" />
+          <span>Again from zero</span>
+        </button>
+        <button type="button" class="choice main" onClick={() => answer(marks)}>
+          <Key of="Enter" />
+          <span>Send</span>
+        </button>
+      </div>
+    </div>
+  );
+}

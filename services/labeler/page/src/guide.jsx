@@ -1,0 +1,39 @@
+// What is asked and how to answer, in three screens, before the first question of a kind.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+
+import { Markdown } from "./text.jsx";
+
+const name = (kind) => `tutelage-guided:${kind}`;
+
+export const wasGuided = (kind) => localStorage.getItem(name(kind)) !== null;
+
+export function Guide({ kind, screens, done }) {
+  const [at, setAt] = useState(0);
+  const dialog = useRef(null);
+  useEffect(() => {
+    dialog.current.showModal();
+  }, []);
+  const end = () => {
+    localStorage.setItem(name(kind), "1");
+    done();
+  };
+  const last = at === screens.length - 1;
+  return (
+    <dialog ref={dialog} class="guide" aria-labelledby="guide-title" onClose={end}>
+      <p class="step">
+        {at + 1} of {screens.length}
+      </p>
+      <h1 id="guide-title">{screens[at].title}</h1>
+      <Markdown text={screens[at].text} />
+      <div class="row">
+        <button type="button" class="quiet" onClick={() => (at ? setAt(at - 1) : dialog.current.close())}>
+          {at ? "Back" : "Skip"}
+        </button>
+        <button type="button" class="main" autofocus onClick={() => (last ? dialog.current.close() : setAt(at + 1))}>
+          {last ? "Begin" : "Next"}
+        </button>
+      </div>
+    </dialog>
+  );
+}

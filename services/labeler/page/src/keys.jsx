@@ -1,0 +1,38 @@
+// Keys: what they do, and how they are shown.
+
+import { useEffect, useRef } from "preact/hooks";
+
+const NAMES = {
+  ArrowLeft: "←",
+  ArrowRight: "→",
+  ArrowUp: "↑",
+  ArrowDown: "↓",
+  " ": "space",
+  Enter: "⏎",
+};
+
+export function Key({ of }) {
+  return <kbd>{NAMES[of] ?? (of.length === 1 ? of.toUpperCase() : of)}</kbd>;
+}
+
+/** Calls `bindings[key](event)` as long as `on`; not while a text is typed, nor again while it is held. */
+export function useKeys(bindings, on = true) {
+  const latest = useRef(bindings);
+  latest.current = bindings;
+  useEffect(() => {
+    if (!on) return;
+    const pressed = (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const at = event.target;
+      if (at.matches?.("input:not([type=range]), textarea, select")) return;
+      if (at.matches?.("input[type=range]") && event.key.startsWith("Arrow")) return;
+      if (at.matches?.("button, a, summary") && (event.key === "Enter" || event.key === " ")) return;
+      const what = latest.current[event.key] ?? latest.current[event.key.toLowerCase()];
+      if (!what) return;
+      event.preventDefault();
+      if (!event.repeat) what(event);
+    };
+    addEventListener("keydown", pressed);
+    return () => removeEventListener("keydown", pressed);
+  }, [on]);
+}

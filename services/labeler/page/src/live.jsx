@@ -1,0 +1,73 @@
+// The policy drives; who holds the key takes over, and what they do is learnt from (HG-DAgger).
+
+import { useEffect, useState } from "preact/hooks";
+
+import { Key, useKeys } from "./keys.jsx";
+import { Handles, useActions, useStream } from "./play.jsx";
+
+const BANNER = { policy: "POLICY", you: "YOU", ended: "ENDED", closed: "LOST", connecting: "…" };
+
+export function Live({ me }) {
+  const { picture, state, send } = useStream("/api/live", true);
+  const control = state.control ?? { keys: {}, sliders: [] };
+  return (
+    <>
+      <header>
+        <strong>{me.run || "Tutelage"}</strong>
+        <span class="space" />
+        <a href="/">Questions</a>
+      </header>
+      <main class="live">
+        <p class={`banner ${state.state}`} role="status">
+          {BANNER[state.state] ?? state.state}
+        </p>
+        <canvas ref={picture} width="256" height="256" aria-label="The episode" />
+        <p class="state">
+          {state.reason ?? ""} <small>step {state.step ?? 0} · corrected {state.corrected ?? 0}</small>
+        </p>
+        {state.control && <Drive key={JSON.stringify(control)} control={control} send={send} />}
+      </main>
+    </>
+  );
+}
+
+function Drive({ control, send }) {
+  const actions = useActions(control, true, send);
+  const [holding, setHolding] = useState(false);
+  const hold = (over) => {
+    setHolding(over);
+    send({ take_over: over });
+  };
+  useKeys({ " ": () => hold(true), n: () => send({ restart: true }) });
+  useEffect(() => {
+    const up = (event) => event.key === " " && hold(false);
+    const blur = () => hold(false);
+    addEventListener("keyup", up);
+    addEventListener("blur", blur);
+    return () => {
+      removeEventListener("keyup", up);
+      removeEventListener("blur", blur);
+    };
+  }, []);
+  return (
+    <>
+      <div class="choices">
+        <button
+          type="button"
+          class={`choice main ${holding ? "held" : ""}`}
+          onPointerDown={() => hold(true)}
+          onPointerUp={() => hold(false)}
+          onPointerLeave={() => hold(false)}
+        >
+          <Key of=" " />
+          <span>Hold to take over</span>
+        </button>
+        <button type="button" class="choice" onClick={() => send({ restart: true })}>
+          <Key of="n" />
+          <span>New episode</span>
+        </button>
+      </div>
+      <Handles control={control} actions={actions} />
+    </>
+  );
+}

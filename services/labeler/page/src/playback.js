@@ -1,0 +1,87 @@
+// Several clips played as one: in step, in a loop, slower, or picture by picture.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+
+const APART_S = 0.08; // from which on a clip is set right
+export const RATES = [0.25, 0.5, 1, 2];
+
+/** videos: a ref to a list of elements; shown: whether it is their turn; loop: from the beginning again. */
+export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const [playing, setPlaying] = useState(!calm);
+  const [rate, setRate] = useState(1);
+  const wants = useRef({});
+  wants.current = { playing, rate, loop };
+
+  const all = () => videos.current.filter(Boolean);
+  const start = () => {
+    if (!all().every((video) => video.readyState >= 2)) return;
+    all().forEach((video) => {
+      video.playbackRate = wants.current.rate;
+      if (!video.ended) video.play().catch(() => {}); // swapped for the next before it began
+    });
+  };
+  const restart = () => {
+    all().forEach((video) => (video.currentTime = 0));
+    setPlaying(true);
+    start();
+  };
+
+  useEffect(() => {
+    if (!shown) return;
+    const began = () => onFirstPlay?.();
+    const ended = () => {
+      if (!all().every((video) => video.ended)) return;
+      if (wants.current.loop && wants.current.playing) {
+        all().forEach((video) => (video.currentTime = 0));
+        start();
+      } else setPlaying(false);
+    };
+    const ready = () => wants.current.playing && start();
+    const inStep = () => {
+      const [first, ...others] = all();
+      if (!first || first.paused || first.ended) return;
+      for (const video of others) {
+        const at = Math.min(first.currentTime, video.duration || 0);
+        if (!video.ended && Math.abs(video.currentTime - at) > APART_S) video.currentTime = at;
+      }
+    };
+    const heard = [["playing", began], ["ended", ended], ["canplay", ready], ["timeupdate", inStep]];
+    const mine = all();
+    mine.forEach((video) => heard.forEach(([name, what]) => video.addEventListener(name, what)));
+    return () => {
+      mine.forEach((video) => heard.forEach(([name, what]) => video.removeEventListener(name, what)));
+      mine.forEach((video) => video.pause());
+    };
+  }, [shown]);
+
+  useEffect(() => {
+    if (!shown) return;
+    if (playing) start();
+    else all().forEach((video) => video.pause());
+  }, [shown, playing, rate]);
+
+  return {
+    playing,
+    rate,
+    setRate,
+    restart,
+    toggle: () => {
+      if (!playing && all().every((video) => video.ended)) restart();
+      else setPlaying(!playing);
+    },
+    step: (pictures) => {
+      setPlaying(false);
+      all().forEach((video) => {
+        const end = (video.duration || 0) - 0.5 / fps;
+        video.currentTime = Math.max(0, Math.min(end, video.currentTime + pictures / fps));
+      });
+    },
+    faster: (by) => setRate(RATES[Math.max(0, Math.min(RATES.length - 1, RATES.indexOf(rate) + by))]),
+  };
+}
+
+/** The number of the picture that a video shows. */
+export function pictureOf(video, fps, frames) {
+  return Math.max(0, Math.min(frames - 1, Math.round(video.currentTime * fps - 0.25)));
+}

@@ -1,0 +1,96 @@
+// The questions that this page has: the one that is shown and some ahead, leased, kept, and taken back.
+
+import { post } from "./api.js";
+
+const AHEAD = 3;
+const BEAT_MS = 20000;
+const EMPTY_MS = 5000;
+const MOST = 16; // that the service leases to one annotator
+
+export class Questions {
+  /** changed(): the list is another; said(state): {open, answered, paused}; failed(fault) */
+  constructor({ unsent, changed, said, failed, lost }) {
+    this.list = [];
+    this.answered = new Set(); // given here: they are not shown again should a lease still name them
+    this.told = { unsent, changed, said, failed, lost };
+    this.asking = false;
+    this.away = false;
+    this.beats = setInterval(() => this.beat(), BEAT_MS);
+    this.looks = setInterval(() => !this.list.length && this.refill(), EMPTY_MS);
+  }
+
+  close() {
+    clearInterval(this.beats);
+    clearInterval(this.looks);
+  }
+
+  async refill() {
+    if (this.asking || this.away || this.list.length > AHEAD) return;
+    this.asking = true;
+    try {
+      const waiting = this.told.unsent();
+      const n = Math.min(MOST, AHEAD + 1 + waiting.length);
+      const said = await post("/api/lease", { n });
+      const known = new Set([...this.list.map((one) => one.id), ...waiting, ...this.answered]);
+      const more = said.questions.filter((one) => !known.has(one.id));
+      this.list = [...this.list, ...more];
+      this.told.said(said);
+      this.told.changed();
+    } catch (fault) {
+      this.told.failed(fault);
+    } finally {
+      this.asking = false;
+    }
+  }
+
+
+  /** The first has been answered. */
+  next() {
+    const [done, ...rest] = this.list;
+    this.answered.add(done.id);
+    this.list = rest;
+    this.told.changed();
+    this.refill();
+  }
+
+  /** Ask this one again, before the others. */
+  again(question) {
+    this.answered.delete(question.id);
+    this.list = [question, ...this.list.filter((one) => one.id !== question.id)];
+    this.told.changed();
+  }
+
+  async giveBack(broken = "") {
+    const [one] = this.list;
+    if (!one) return;
+    this.next();
+    await post("/api/give_back", { question: one.id, broken }).catch(this.told.failed);
+  }
+
+  async beat() {
+    if (!this.list.length || this.away) return;
+    const ids = this.list.map((one) => one.id);
+    try {
+      const { kept } = await post("/api/beat", { questions: ids });
+      const gone = new Set(ids.filter((id) => !kept.includes(id)));
+      if (!gone.size) return;
+      const shown = this.list[0]?.id;
+      this.list = this.list.filter((one) => !gone.has(one.id));
+      if (gone.has(shown)) this.told.lost();
+      this.told.changed();
+      this.refill();
+    } catch {
+      // the next one may go through; a lease outlives several
+    }
+  }
+
+  leave() {
+    this.away = true;
+  }
+
+  async comeBack() {
+    this.away = false;
+    await this.beat();
+    this.refill();
+  }
+}

@@ -1,0 +1,170 @@
+"""Scripted labelers in processes of their own answer over gRPC: each in its way, and each question once."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from services.labeler.answering import Adversary, Worker, scripted, worker
+from services.labeler.client import LabelerClient
+from services.labeler.labeling import Labeling
+from services.labeler.ledger import Ledger
+from services.labeler.messages import without_rewards
+from services.labeler.queue import Queue
+from services.labeler.valkey import Embedded
+from tests.test_judge import Endpoint, longest
+from tests.test_labeler_rpc import eventually, running
+from tests.test_labeling import Camera, pair, texts
+from tutelage.errors import ConfigError
+from tutelage.types import Query
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Embedded(tmp_path_factory.mktemp("store")) as embedded:
+        yield embedded
+
+
+class QuickCamera(Camera):
+    def film(self, footage):
+        super().film(footage)
+        self.develop()
+        return self.films[-1][1]
+
+
+@pytest.fixture
+def labeling(server, tmp_path, request):
+    queue = Queue(server.client(), request.node.name[:60], lease_s=getattr(request, "param", 0.6))
+    made = Labeling(
+        *(queue, Ledger(tmp_path / "answers.jsonl"), QuickCamera(), tmp_path),
+        **{"secret": b"s" * 32, "repeats": 0.0, "overlap": 0.0, "gold": 0.0},
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def service(labeling):
+    with running(labeling) as service:
+        yield service
+
+
+def answering(service, *words):
+    command = [sys.executable, "-m", "services.cli", "labeler", "answer", service.address, *words, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(process):
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return json.loads(out.splitlines()[-1])
+
+
+def ask(labeling, queries):
+    before = labeling.queue.counts()["open"]
+    labeling.submit(queries)
+    assert eventually(lambda: labeling.queue.counts()["open"] == before + len(queries))
+
+
+def values(labeling):
+    return {answer.query_id: answer.value.tolist() for _, answer in labeling.answers()[0]}
+
+
+def test_a_teacher_in_a_process_answers_all_and_ends(labeling, service):
+    ask(labeling, [pair(f"p{i}") for i in range(10)])
+    assert outcome(answering(service, "oracle", "until_empty=true", "annotator=tess")) == {"accepted": 10}
+    assert values(labeling) == {f"p{i}": [0, 1] for i in range(10)}
+    assert {answer.annotator for _, answer in labeling.answers()[0]} == {"tess"}
+
+
+def test_several_at_once_answer_each_question_as_often_as_wanted_though_one_is_killed(labeling, service):
+    ask(labeling, [pair(f"p{i}", answers_wanted=2) for i in range(30)])
+    killed = answering(service, "stochastic", "delay_s=0.05")
+    others = [
+        answering(service, word, *settings, "seed=3")
+        for word, *settings in (("oracle",), ("adversarial",), ("mistake", "away=0.2", "away_s=0.7"))
+    ]
+    assert eventually(lambda: any(event.annotator == "stochastic" for event in labeling.ledger))
+    killed.kill()
+    killed.communicate()
+    assert eventually(lambda: labeling.queue.counts()["answered"] == 60)
+    for process in others:
+        process.send_signal(signal.SIGTERM)
+    counted = [outcome(process) for process in others]
+    events = list(labeling.ledger)
+    assert len({(event.question, event.annotator) for event in events}) == len(events) == 60
+    of_killed = sum(event.annotator == "stochastic" for event in events)
+    assert sum(one.get("accepted", 0) for one in counted) + of_killed == 60
+    by = {who: [e.body["value"] for e in events if e.annotator == who] for who in ("oracle", "adversarial")}
+    assert all(value == [0, 1] for value in by["oracle"])
+    assert all(value == [1, 0] for value in by["adversarial"])
+
+
+def test_an_expert_says_what_it_would_do(labeling, service):
+    rng = np.random.default_rng(0)
+    states = rng.uniform(-0.1, 0.1, (6, 4)).astype(np.float32)
+    ask(labeling, [Query(f"s{i}", "action", [s], {"env": "CartPole-v1"}) for i, s in enumerate(states)])
+    ask(labeling, texts(2))
+    one = worker(service.address, "scripted:cartpole", {"until_empty": True})
+    assert one.work() == {"accepted": 6}
+    one.client.close()
+    from expert_oracle.loading import OracleSpec
+
+    expected = OracleSpec("scripted:cartpole").build().act(states)
+    assert values(labeling) == {f"s{i}": int(action) for i, action in enumerate(expected)}
+
+
+def test_a_judge_compares_texts_and_its_reason_is_kept(labeling, service):
+    ask(labeling, [Query("t", "text", ["short", "much longer"], {"prompt": "Say more."})])
+    with Endpoint(longest) as endpoint:
+        one = worker(service.address, "judge", {"endpoint": endpoint.url, "model": "m", "answers": 1})
+        assert one.work() == {"accepted": 1}
+        one.client.close()
+    assert values(labeling) == {"t": [0, 1]}
+    assert eventually(lambda: list(labeling.ledger))
+    assert "has more" in next(iter(labeling.ledger)).body["reason"]
+
+
+def test_what_a_teacher_cannot_judge_it_gives_back(labeling, service):
+    ask(labeling, [without_rewards(pair("b"))])
+    one = worker(service.address, "oracle", {"until_empty": True})
+    assert one.work() == {"given back": 1}
+    assert labeling.queue.counts()["open"] == 1
+    one.client.close()
+
+
+@pytest.mark.parametrize("labeling", [2.0], indirect=True)
+def test_a_slow_one_is_slow_and_keeps_what_it_works_on(labeling, service):
+    ask(labeling, [pair(f"p{i}") for i in range(8)])
+    one = worker(service.address, "equal", {"delay_s": 0.4, "n": 8, "until_empty": True})
+    assert one.work()["accepted"] == 8  # together longer than a lease
+    assert labeling.queue.counts()["expired"] == 0
+    one.client.close()
+
+
+def test_the_words():
+    labeler, kinds = scripted("adversarial", {"mistake": 0.0})
+    assert kinds == ("comparison",)
+    assert isinstance(labeler, Adversary)
+    tie, certain = labeler.labeler.label([pair(), pair()])
+    del tie
+    assert certain.value.tolist() == [0, 1]
+    for word, arguments, line in (
+        ("orakle", {}, r"there is no labeler 'orakle'; did you mean 'oracle'"),
+        ("oracle", {"mistakes": 1}, r"labeler oracle: .*'mistakes'"),
+        ("judge", {}, r"labeler judge: .*endpoint"),
+        ("human", {}, r"people answer on the page"),
+        ("oracle", {"away": 2}, r"away=2 is not from 0 to 1"),
+        ("oracle", {"n": 0}, r"n=0 is not from 1 to 256"),
+        ("oracle", {"delay_s": -1}, r"delay_s=-1 is not 0 or more"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            worker("127.0.0.1:1", word, arguments)
+    one = worker("127.0.0.1:1", "mistake", {"seed": 3, "token": "t"})
+    assert isinstance(one, Worker)
+    assert (one.habits.seed, one.habits.annotator) == (3, "")
+    assert isinstance(one.client, LabelerClient)
