@@ -4,13 +4,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all lint bench system-packages clean
+.PHONY: help setup run test test-all lint bench page system-packages clean
 
 help:
 	@echo "make setup      install everything into .venv (done once, and again after a change of the requirements)"
 	@echo "make run        the tour: an expert service, BC against DAgger on Hopper, a table, a plot, a video"
 	@echo "make test       the everyday tests; make test-all adds those that take minutes"
 	@echo "make lint       ruff, pyright and the order of imports"
+	@echo "make page       build the labeler's page anew from services/labeler/page (needs Node)"
 	@echo "make bench      every benchmark, a JSON row a line; make bench BENCH=\"rollout learner\" for some"
 
 setup: .venv/.complete
@@ -40,9 +41,13 @@ lint: setup
 	@status=0; for check in "ruff check ." "ruff format --check ." pyright "lint-imports --no-cache --no-logo"; do \
 		$(BIN)/$$check || status=1; done; exit $$status
 
-BENCH ?= startup rollout learner dagger oracle peers
+BENCH ?= startup rollout learner dagger oracle clips peers
 bench: setup
 	@set -e; for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name --json; done
+
+# What it builds is committed, so that who installs Tutelage needs no Node.
+page:
+	cd services/labeler/page && npm ci --no-audit --no-fund && npm run --silent build
 
 # MuJoCo draws its pictures with EGL or OSMesa, and the page is tried in Chromium: pip brings neither.
 GL_FOUND = $(PYTHON) -c 'from ctypes.util import find_library as f; raise SystemExit(not (f("EGL") or f("OSMesa")))'

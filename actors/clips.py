@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import selectors
+import signal
 import struct
 import subprocess
 import sys
@@ -184,6 +185,8 @@ class Filmer:
         assert self._process is not None
         assert self._errors is not None
         status = self._process.wait()
+        if status < 0:  # what it said last has nothing to do with it
+            return f"the rendering process was killed by {signal.Signals(-status).name}"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"the rendering process ended with {status}"

@@ -1,5 +1,8 @@
 """Small environments with spaces that the usual ones lack; `tests.environments_for_tests:NAME` makes one."""
 
+import os
+import signal
+
 import gymnasium as gym
 import numpy as np
 
@@ -56,12 +59,12 @@ class Spaces(gym.Env):
 
 
 class Night(gym.Env):
-    """Its pictures are black, or there are none."""
+    """Its pictures are black, or there are none, or drawing ends the process."""
 
     action_space = gym.spaces.Discrete(2)
     observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
 
-    def __init__(self, render_mode=None, draws=True):
+    def __init__(self, render_mode=None, draws="black"):
         self.render_mode, self.draws = render_mode, draws
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -73,7 +76,9 @@ class Night(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
     def render(self):
-        return np.zeros((32, 48, 3), np.uint8) if self.draws else None
+        if self.draws == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((32, 48, 3), np.uint8) if self.draws == "black" else None
 
 
 gym.register("Counting-v0", f"{__name__}:Counting")

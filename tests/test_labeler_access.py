@@ -164,6 +164,10 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_cannot_use(running, 
     assert "SameSite=strict" in cookie
     assert "Secure" not in cookie
     assert invite not in cookie
+    proxied = {"X-Forwarded-Proto": "https"}
+    said = {"invite": access.invite("annotator"), "name": "cookie-bert"}
+    behind = Page(running.url).post("/api/session", json=said, headers=proxied)
+    assert "Secure" in behind.headers["set-cookie"]
 
 
 @pytest.mark.parametrize(

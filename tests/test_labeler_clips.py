@@ -18,6 +18,7 @@ from tutelage.errors import TutelageError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
+NIGHT = "tests.environments_for_tests:Night-v0"
 SECRET = b"of this labeler"
 
 
@@ -185,11 +186,23 @@ def test_mujoco_clips_of_several_lengths(clips, offscreen_gl):
 
 
 def test_black_pictures_are_shown_where_they_are_meant(clips):
-    night = EnvRecipe("tests.environments_for_tests:Night-v0")
-    assert clips().film(footage(recipe=night)).result()["frames"] == 9
-    blind = EnvRecipe("tests.environments_for_tests:Night-v0", {"draws": False})
+    assert clips().film(footage(recipe=EnvRecipe(NIGHT))).result()["frames"] == 9
+    blind = EnvRecipe(NIGHT, {"draws": "nothing"})
     with pytest.raises(TutelageError, match="draws no pictures"):
         clips().film(footage(recipe=blind)).result()
+
+
+def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
+    ours = clips()
+    fatal = ours.film(footage(recipe=EnvRecipe(NIGHT, {"draws": "death"})))
+    after = ours.film(footage())
+    with pytest.raises(
+        TutelageError, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"
+    ):
+        fatal.result()
+    assert after.result()["frames"] == 9
+    assert {path.suffix for path in ours.folder.iterdir()} == {".mp4", ".footage"}
+    assert len(list(ours.folder.iterdir())) == 2
 
 
 def test_one_process_turns_from_one_simulator_to_another(clips, offscreen_gl):

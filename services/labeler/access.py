@@ -39,7 +39,7 @@ YOU = "you"
 """Everybody's name where access is off."""
 INVITE_S, SESSION_S = 14 * 86400, 90 * 86400
 LONGEST_NAME = 60
-TRUSTED_S = 20.0
+TRUSTED_S = 300.0
 """A session that was found in the store is looked up again after so long."""
 
 

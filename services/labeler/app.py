@@ -70,9 +70,7 @@ def create_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        telemetry=dict.fromkeys(
-            ("tracing", "metrics", "logs"), False
-        ),  # else each request looks for plug-ins
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # else each request looks for them
         lifespan=_lifespan,
         responses={code: {"model": Fault} for code in (401, 403, 404, 409, 413, 422, 429, 503)},
     )

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from expert_oracle import feedback
 from services.labeler.access import SESSION_S, Person, Refused, Role
-from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin
+from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin, needs
 from services.labeler.queue import Banned, Outcome
 from tutelage.errors import TutelageError
 
@@ -112,14 +112,13 @@ async def enter(said: Entering, request: Request, response: Response, labeler: L
     """Sign in by an invite; the session is a cookie."""
     check_origin(request)
     session, person = await labeler.do(labeler.access.enter, said.invite, said.name, address=address(request))
-    _set_cookie(response, session, labeler)
+    _set_cookie(request, response, session, labeler)
     return Entered(annotator=person.name, role=person.role)
 
 
-def _set_cookie(response: Response, session: str, labeler: Service) -> None:
-    response.set_cookie(
-        COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=labeler.secure
-    )
+def _set_cookie(request: Request, response: Response, session: str, labeler: Service) -> None:
+    https = labeler.secure or request.url.scheme == "https"  # as a proxy on this machine says
+    response.set_cookie(COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=https)
 
 
 @router.delete("/api/session")
@@ -133,8 +132,6 @@ async def leave(person: Someone, request: Request, response: Response, labeler: 
 
 async def me_or_you(request: Request, response: Response, labeler: Labeler) -> Me:
     """Who is asking; where access is off, whoever comes is let in."""
-    from services.labeler.gate import needs
-
     try:
         person = await needs(None)(request)
         session = request.cookies.get(COOKIE, "")
@@ -142,7 +139,7 @@ async def me_or_you(request: Request, response: Response, labeler: Labeler) -> M
         if not (labeler.access.off and refused.status == 401):
             raise
         session, person = await labeler.do(labeler.access.enter_as_you, address(request))
-        _set_cookie(response, session, labeler)
+        _set_cookie(request, response, session, labeler)
     queue = labeler.news.queue or await labeler.do(labeler.news.look)
     return Me(
         annotator=person.name,

@@ -159,7 +159,7 @@ function Annotators({ figures, act }) {
   return (
     <section aria-labelledby="annotators">
       <h2 id="annotators">Annotators</h2>
-      <div class="wide" tabindex="0" role="region" aria-labelledby="annotators">
+      <div class="wide" tabindex="0" role="region" aria-label="Table of annotators">
         <table>
           <thead>
             <tr>
@@ -171,7 +171,9 @@ function Annotators({ figures, act }) {
               <th scope="col" class="n">ties</th>
               <th scope="col" class="n">can't tell</th>
               <th scope="col" class="n">median time</th>
-              <th scope="col" />
+              <th scope="col">
+                <span class="unseen">what to do</span>
+              </th>
             </tr>
           </thead>
           <tbody>
