@@ -120,6 +120,7 @@ class Judge:
             {"role": "system", "content": INSTRUCTIONS},
             {"role": "user", "content": _question(query, texts)},
         ]
+        said = ""
         for _ in range(TRIES_TO_PARSE):
             said = self._complete(messages)
             if (verdict := _verdict(said, len(texts))) is not None:

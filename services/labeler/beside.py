@@ -36,7 +36,7 @@ LAST_WORDS = "Ctrl-C"
 class Beside:
     """A labeler that answers. Made by: `beside`. Eaten by: the job."""
 
-    links: tuple[str, ...]  # lines for people
+    links: tuple[str, ...]  # lines for people: what to open
     connection: Mapping[str, Any]
 
 
@@ -55,7 +55,7 @@ def beside(run: Path, page: str = "") -> Iterator[Beside]:
         lines = [line.strip() for line in said]
         address = next(line.removeprefix(GRPC).strip() for line in lines if line.startswith(GRPC))
         (folder / "page").write_text(lines[0].rpartition("//")[2])
-        links = [line for line in lines if not line.startswith((GRPC, LAST_WORDS))]
+        links = [line for line in lines if not line.startswith(LAST_WORDS)]
         yield Beside(tuple(links), {"address": address, "token_file": str(token)})
     finally:
         _stop(process)

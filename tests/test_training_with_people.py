@@ -1,0 +1,139 @@
+"""A person is the expert of a run: the labeler beside it, and what becomes of a run whose person leaves."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from expert_oracle.human import context_of
+from expert_oracle.loading import OracleSpec
+from services.labeler.answering import worker
+from services.labeler.beside import GRPC, beside
+from services.labeler.ledger import Ledger
+from services.overrides import load_config
+from services.run_directory import RunDirectory
+from services.settings import preflight
+from tutelage.errors import ConfigError
+from tutelage.types import EnvRecipe
+
+SETTINGS = [
+    *("expert.oracle=human", "method.beta=0", "run.episodes=5", "evaluation.evaluation_duration=5"),
+    *("env_runners.rollout_fragment_length=40", "stop.expert_labels=80"),
+]
+
+
+def train(*command):
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.cli", *command, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class Person:
+    """Comes when the run says where, answers a while, and leaves."""
+
+    def __init__(self, run: Path, process):
+        assert process.stderr is not None
+        self.said = []
+        for line in process.stderr:
+            self.said.append(line)
+            if line.startswith(GRPC):
+                break
+        self.rest = threading.Thread(target=lambda: self.said.extend(process.stderr), daemon=True)
+        self.rest.start()
+        self.address = self.said[-1].removeprefix(GRPC).strip()
+        self.token = str(run / "labeler" / "token")
+
+    def answer(self, n):
+        settings = {"token_file": self.token, "annotator": "anna", "answers": n}
+        one = worker(self.address, "checkpoint:cartpole", settings)
+        one.work()
+        one.client.close()
+        return dict(one.outcomes)
+
+
+def test_a_run_asks_people_and_waits_for_those_who_leave(tmp_path):
+    run = tmp_path / "run"
+    process = train("train", "dagger-cartpole", *SETTINGS, "--run", str(run))
+    person = Person(run, process)
+    assert any("/invite/" in line for line in person.said)
+    assert person.answer(30) == {"accepted": 30}
+    process.kill()  # with the person at work: nothing that was answered is asked again
+    process.wait()
+    person.rest.join()
+    page = (run / "labeler" / "page").read_text()
+    process = train("resume", str(run))
+    again = Person(run, process)
+    assert any(f"http://{page}" in line for line in again.said)
+    assert again.answer(10)["accepted"] == 10
+    time.sleep(2)  # away
+    assert process.poll() is None
+    helper = threading.Thread(target=again.answer, args=(200,), daemon=True)
+    helper.start()
+    out, _ = process.communicate(timeout=240)
+    summary = json.loads(out.splitlines()[-1])
+    assert (summary["expert_labels"], summary["expert_return"]) == (80, None)
+    assert (summary["expert"], summary["expert_arguments"]) == ("human", {})
+    events = list(Ledger(run / "labeler" / "answers.jsonl"))
+    assert len(events) >= 80
+    assert len({event.question for event in events}) == len(events)
+
+
+def test_the_labeler_ends_with_its_trainer(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from services.labeler.beside import beside\n"
+        "with beside(Path(sys.argv[1])) as labeler:\n"
+        "    print(labeler.connection['address'], flush=True); time.sleep(60)\n"
+    )
+    run = RunDirectory.create(tmp_path / "run", {"method": {"name": "dagger"}})
+    run.close()
+    process = subprocess.Popen([sys.executable, "-c", code, run.path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with beside(run.path) as labeler:  # it waits until the folder is free
+        client = OracleSpec("human", labeler.connection).build().client  # type: ignore[attr-defined]
+        assert client.stats().counts["open"] == 0
+        client.close()
+
+
+def test_what_the_page_needs_to_know_of_an_environment():
+    import gymnasium as gym
+
+    def of(env_id, **kwargs):
+        with gym.make(env_id, **kwargs) as env:
+            return context_of(env, EnvRecipe(env_id, kwargs))
+
+    assert of("CartPole-v1") == {
+        "env": "CartPole-v1",
+        "space": {"n": 2, "start": 0},
+        "draw": {"id": "CartPole-v1", "kwargs": {}},
+    }
+    pendulum = of("Pendulum-v1", g=9.0)
+    assert pendulum["space"] == {"low": [-2.0], "high": [2.0]}
+    assert pendulum["draw"] == {"id": "Pendulum-v1", "kwargs": {"g": 9.0}}
+    assert "draw" not in of("LunarLander-v3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["stop.expert_fraction=0.9"], r"expert_fraction can never be reached: people are not measured"),
+        (["method.name=hg_dagger"], r"hg_dagger needs an expert that takes over by itself, and human only"),
+        (["expert.arguments.adress=x:1"], r"human: .*'adress'"),
+        (["expert.arguments.address=nowhere"], r"labeler: 'nowhere' is not of the form HOST:PORT"),
+    ],
+)
+def test_what_people_cannot_do_is_said_before_anything_starts(settings, line):
+    with pytest.raises(ConfigError, match=line):
+        preflight(load_config("dagger-cartpole", ["expert.oracle=human", *settings]))
+    with pytest.raises(ConfigError, match=r"human: where are they\? Set expert.arguments.address"):
+        OracleSpec("human").build()
