@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from services.labeler import operator, people
+from services.labeler import live, operator, people
 from services.labeler.access import Access, Refused
 from services.labeler.gate import Operator, Service
 from services.labeler.labeling import Labeling
@@ -80,6 +80,7 @@ def create_app(
     app.state.service = service
     app.include_router(people.router)
     app.include_router(operator.router)
+    app.include_router(live.router)
     _add_pages(app, static)
     _add_errors(app)
     app.add_middleware(Shield, only_loopback=access.off, https=secure)
