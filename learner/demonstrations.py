@@ -31,7 +31,7 @@ CORRECTIONS = Path("labeler") / "corrections"  # of a run: what people did where
 def load_demonstrations(path: Path | str) -> Demonstrations:
     """Demonstrations from a .npz or .safetensors file, a folder of them, a dataset's folder or a run's.
 
-    A run's are those of its dataset and of its corrections. Raises DatasetError that says what the file lacks.
+    A run's are those of its dataset and of its corrections. Raises DatasetError that says what a file lacks.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -118,7 +118,8 @@ def _from_arrays(path: Path, arrays: Mapping[str, Array]) -> Demonstrations:
     obs = _without_last(path, obs, N, arrays.get("indices"))
     if BY_EXPERT in arrays:
         mine = _mask(path, arrays[BY_EXPERT], N)
-        obs, actions = tree.map_structure(lambda leaf: leaf[mine], (obs, actions))
+        obs = tree.map_structure(lambda leaf: leaf[mine], obs)
+        actions = tree.map_structure(lambda leaf: leaf[mine], actions)
         N = int(mine.sum())
     if not N:
         raise DatasetError(f"{path}: holds no transitions")

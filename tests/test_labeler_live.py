@@ -11,20 +11,21 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from actors.replay import replay
-from expert_oracle.checkpoint import SHIPPED
+from expert_oracle.checkpoint import SHIPPED, load_checkpoint
 from learner.demonstrations import load_demonstrations
 from services.labeler import corrections, live
+from services.overrides import load_config
 from services.run_directory import RunDirectory
 from services.settings import preflight
-from services.overrides import load_config
 from tests.labelers import Page, page, served
 from tutelage.types import EnvRecipe, Query
 
@@ -110,11 +111,11 @@ class Socket:
 
     def closed(self):
         """Code and last word."""
-        with pytest.raises(ConnectionClosed) as closed:
+        try:
             while True:
                 self.hear()
-        assert closed.value.rcvd is not None
-        return closed.value.rcvd.code, closed.value.rcvd.reason
+        except ConnectionClosed as closed:
+            return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
 
 
 @contextmanager
@@ -162,7 +163,8 @@ def test_what_is_played_is_the_answer_and_replays(labeler):
         while True:
             said = play.hear()
             if said is None:
-                play.say(action=keys.randrange(2))
+                with suppress(ConnectionClosed):  # it ended meanwhile
+                    play.say(action=keys.randrange(2))
             elif said["state"] == "ended":
                 break
         assert said["kept"] is True
@@ -198,7 +200,7 @@ def test_it_begins_with_the_first_key_and_begins_again_when_asked(labeler):
         play.say(end=True)
         assert play.until("ended")["kept"] is True
     body = stored(labeler)["d0"]
-    assert 4 <= len(body["value"])
+    assert len(body["value"]) >= 4
     assert set(body["value"]) == {0}
 
 
@@ -296,7 +298,7 @@ def test_a_flood_ends_it(labeler):
     asked(labeler, demonstration())
     with socket(leased(labeler), "/api/play/d0") as play:
         play.until("ready")
-        with pytest.raises(ConnectionClosed):  # sooner or later
+        with suppress(ConnectionClosed):  # sooner or later
             while True:
                 play.ws.send('{"action": null}')
         assert play.closed() == (1008, "too many messages")
@@ -333,15 +335,13 @@ def test_a_question_is_played_by_who_has_it(labeler, monkeypatch):
         anna.do("give_back", question="d0")
         code, why = play.closed()
     assert "no longer yours" in why
-    assert not stages()
+    no_stages(labeler)
 
 
 def test_who_may_not_does_not(labeler):
     asked(labeler, demonstration())
     anna = leased(labeler)
-    robot = Page(
-        labeler.url, headers={"Authorization": f"Bearer {labeler.access.token('trainer', 'robot')}"}
-    )
+    robot = Page(labeler.url, headers={"Authorization": f"Bearer {labeler.access.token('trainer', 'robot')}"})
     stranger = Page(labeler.url)
     for path in ("/api/play/d0", "/api/live"):
         for somebody, settings, status in (
@@ -400,8 +400,7 @@ def test_who_does_nothing_is_sent_away(labeler, monkeypatch):
 def test_an_environment_that_cannot_be_made_is_said(labeler):
     asked(labeler, Query("d0", "demonstration", [], {"env": "NoSuchEnv-v0", "space": {"n": 2}}))
     with socket(leased(labeler), "/api/play/d0") as play:
-        code, why = play.closed()
-    assert "NoSuchEnv" in why
+        assert "NoSuchEnv" in play.closed()[1]
 
 
 def test_a_stage_that_dies_is_said(labeler):
@@ -452,7 +451,7 @@ def test_the_policy_drives_until_somebody_takes_over_and_what_they_do_is_learnt(
         "corrected": end["corrected"],
         "takeovers": 2,
     }
-    arrays = arrays_of(path)
+    arrays = load_file(path)
     mine, T = arrays["by_expert"], end["step"]
     assert len(arrays["obs"]) - 1 == len(mine) == len(arrays["acts"]) == len(arrays["rewards"]) == T
     assert mine.sum() == end["corrected"]
@@ -461,23 +460,11 @@ def test_the_policy_drives_until_somebody_takes_over_and_what_they_do_is_learnt(
     begins = np.flatnonzero(np.diff(mine, prepend=False) & mine)
     assert begins[0] >= 8
     assert (arrays["acts"][begins[0] : begins[1]][mine[begins[0] : begins[1]]] == 0).all()
-    expert = shipped()
+    expert = load_checkpoint("cartpole")
     np.testing.assert_array_equal(expert.act(arrays["obs"][:-1][~mine]), arrays["acts"][~mine])
     learnt = load_demonstrations(run.path)
     np.testing.assert_array_equal(learnt.obs, arrays["obs"][:-1][mine])
     np.testing.assert_array_equal(learnt.actions, arrays["acts"][mine])
-
-
-def shipped():
-    from expert_oracle.checkpoint import load_checkpoint
-
-    return load_checkpoint("cartpole")
-
-
-def arrays_of(path):
-    from safetensors.numpy import load_file
-
-    return load_file(path)
 
 
 def test_keys_held_before_it_count_at_once_and_not_after_it(labeler):
@@ -500,7 +487,7 @@ def test_keys_held_before_it_count_at_once_and_not_after_it(labeler):
     no_stages(labeler)
     (path,) = (labeler.labeling.folder / "corrections").iterdir()
     assert corrections.about(path)["ended"] == "restarted"
-    assert arrays_of(path)["by_expert"].sum() == corrected
+    assert load_file(path)["by_expert"].sum() == corrected
 
 
 def test_what_was_corrected_is_kept_whoever_leaves_and_however(labeler):
@@ -550,16 +537,14 @@ def test_each_episode_is_of_the_newest_checkpoint(labeler, run):
 
 
 def test_without_a_run_or_a_checkpoint_it_says_so(tmp_path):
-    with served(tmp_path / "alone") as running:
-        with socket(page(running), "/api/live") as drive:
-            assert drive.closed() == (
-                1008,
-                "there is no policy: this labeler was not started with --run RUN",
-            )
-    with RunDirectory.create(tmp_path / "young", {"environment": {"env": CARTPOLE.id}}) as run:
-        with served(run.path / "labeler", run=run.path) as running:
-            with socket(page(running), "/api/live") as drive:
-                assert drive.closed()[1].startswith("young has no checkpoint yet")
+    with served(tmp_path / "alone") as running, socket(page(running), "/api/live") as drive:
+        assert drive.closed() == (
+            1008,
+            "there is no policy: this labeler was not started with --run RUN",
+        )
+    RunDirectory.create(run := tmp_path / "young", {"environment": {"env": CARTPOLE.id}}).close()
+    with served(run / "labeler", run=run) as running, socket(page(running), "/api/live") as drive:
+        assert drive.closed()[1].startswith("young has no checkpoint yet")
 
 
 def test_corrections_pass_for_demonstrations_of_a_run(labeler, run):
@@ -626,8 +611,8 @@ def test_a_service_that_is_killed_leaves_no_stage(tmp_path):
         "import asyncio\n"
         "from services.labeler.stage import Stage\n"
         "async def main():\n"
-        "    stage = await Stage.begin({'play': {'env': 'CartPole-v1', 'kwargs': {}, 'seed': 0, 'max_steps': 9,\n"
-        "        'actions': ['a', 'b'], 'keys': ['a', 'b'], 'start': 0}})\n"
+        "    body = {'env': 'CartPole-v1', 'kwargs': {}, 'seed': 0, 'max_steps': 9, 'start': 0}\n"
+        "    stage = await Stage.begin({'play': body | {'actions': ['a', 'b'], 'keys': ['a', 'b']}})\n"
         "    async for said in stage.news():\n"
         "        print(stage.pid, flush=True)\n"
         "asyncio.run(main())\n"

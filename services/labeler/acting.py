@@ -2,7 +2,8 @@
 
     python -m services.labeler.acting      # `stage.Stage` starts it, and speaks with it over its streams
 
-The first line says what it is about, {"play": BODY} or {"live": {...}}; each one after it is what a page said.
+The first line says what it is about, {"play": BODY} or {"live": {...}}; each one after it is what a page
+said.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The websockets: a demonstration that is played, and a policy from which people take over.
 
-    to the service     {"action": VALUE or null}, {"take_over": true or false}, {"restart": true}, {"end": true}
-    from the service   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "ended",
-                       "step": n, ...}; of a demonstration that was stored also "kept": true
+    to it     {"action": VALUE or null}, {"take_over": true or false}, {"restart": true}, {"end": true}
+    from it   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "ended",
+              "step": n, ...}; of a demonstration that was stored also "kept": true
 
 Access is as everywhere: a session's cookie and an Origin of this service, or a machine's token. Whoever may
 not stay is told why as the connection's last word.
@@ -17,6 +17,7 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -28,7 +29,7 @@ from services.labeler.access import Limiter, Person, Refused
 from services.labeler.corrections import FOLDER
 from services.labeler.gate import COOKIE, Service, let_in
 from services.labeler.stage import Stage
-from tutelage.errors import TutelageError
+from tutelage.errors import ServiceError
 
 router = APIRouter()
 LONGEST_MESSAGE = 16 * 2**10  # bytes
@@ -39,7 +40,7 @@ WATCHING_S = 900.0
 """Likewise of who watches a policy: to do nothing is what they are there for."""
 BEAT_S = 10.0  # between signs of life for the question
 SENDING_S = 20.0  # for one message, to who does not read
-GONE, REFUSED, STOPPING = 1000, 1008, 1012  # why a websocket is closed
+GONE, REFUSED, FAULT, STOPPING = 1000, 1008, 1011, 1012  # why a websocket is closed
 SWITCHES = ("take_over", "restart", "end")
 
 
@@ -93,7 +94,7 @@ async def _play(websocket: WebSocket, labeler: Service, person: Person, question
         raise Over(code=GONE)
 
     async with labeler.stages.open(person.name, {"play": body}) as stage:
-        await _perform(websocket, labeler, stage, still_there, played, idle_s=IDLE_S)
+        await _Performance(websocket, labeler, stage, still_there, played, IDLE_S).run()
 
 
 async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
@@ -113,7 +114,7 @@ async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
 
     labeler.access.audit.note("watched live", by=person.name)
     async with labeler.stages.open(person.name, {"live": about}) as stage:
-        await _perform(websocket, labeler, stage, still_there, _nothing_else, idle_s=WATCHING_S)
+        await _Performance(websocket, labeler, stage, still_there, _nothing_else, WATCHING_S).run()
 
 
 async def _nothing_else(said: Mapping[str, Any]) -> None:
@@ -129,28 +130,37 @@ async def _meet(websocket: WebSocket, perform: Callable[[Service, Person], Await
     try:
         person = await let_in(websocket, "annotator")
     except Refused as refused:
-        return await websocket.send_denial_response(
-            JSONResponse({"detail": str(refused)}, refused.status)
-        )
+        return await websocket.send_denial_response(JSONResponse({"detail": str(refused)}, refused.status))
     except redis.RedisError:
         return await websocket.send_denial_response(
             JSONResponse({"detail": "the labeler's store cannot be reached; try again"}, 503)
         )
     await websocket.accept()
-    over = Over()
     try:
         await perform(labeler, person)
-    except Over as why:
-        over = why
-    except Refused as refused:
-        over = Over(str(refused))
-    except WebSocketDisconnect:
+    except Exception as error:
+        await _part(websocket, error)
+
+
+async def _part(websocket: WebSocket, error: BaseException | None) -> None:
+    """Say why it is over, to who is still there. Raises what no one foresaw."""
+    if isinstance(error, WebSocketDisconnect):
         return
-    except (redis.RedisError, TutelageError, OSError) as error:
+    if isinstance(error, TimeoutError):
+        over = Over("your line is too slow for the pictures")
+    elif isinstance(error, Refused):
+        over = Over(str(error))
+    elif isinstance(error, redis.RedisError | ServiceError | OSError):
         logging.getLogger(__name__).warning("%s: %s", websocket.url.path, error)
         over = Over("the labeler's store cannot be reached; try again")
+    elif isinstance(error, Over):
+        over = error
+    else:
+        over = Over("the service is at fault; its log says how", FAULT)
     with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):  # it has gone by itself
         await asyncio.wait_for(websocket.close(over.code, _short(str(over))), SENDING_S)
+    if error is not None and over.code == FAULT:
+        raise error
 
 
 def _short(words: str) -> str:
@@ -161,55 +171,55 @@ def _short(words: str) -> str:
 # While it goes on
 
 
-async def _perform(
-    websocket: WebSocket,
-    labeler: Service,
-    stage: Stage,
-    still_there: Callable[[], Awaitable[None]],
-    played: Callable[[Mapping[str, Any]], Awaitable[None]],
-    *,
-    idle_s: float,
-) -> None:
-    """Until one of it ends: the person's messages, the stage's, the right to be there."""
-    heard_at = time.monotonic()
+@dataclass
+class _Performance:
+    """Until one of it ends: what the person says, what the stage shows, the right to be there."""
 
-    async def listen() -> None:
-        nonlocal heard_at
+    websocket: WebSocket
+    labeler: Service
+    stage: Stage
+    still_there: Callable[[], Awaitable[None]]  # raises Over
+    played: Callable[[Mapping[str, Any]], Awaitable[None]]  # what becomes of a demonstration
+    idle_s: float
+    heard_at: float = field(default_factory=time.monotonic)
+
+    async def run(self) -> None:
+        parts = (self._listen(), self._show(), self._look_after())
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await _part(self.websocket, next(iter(done)).exception())
+
+    async def _listen(self) -> None:
         rate = Limiter(MESSAGES_PER_S, 2 * MESSAGES_PER_S)
         while True:
-            said = _checked(await websocket.receive())
-            heard_at = time.monotonic()
+            said = _checked(await self.websocket.receive())
+            self.heard_at = time.monotonic()
             if not rate.take(""):
                 raise Over("too many messages")
-            stage.tell(said)
+            self.stage.tell(said)
 
-    async def show() -> None:
-        async for news in stage.news():
-            await asyncio.wait_for(_pass_on(websocket, news, played), SENDING_S)
+    async def _show(self) -> None:
+        async for news in self.stage.news():
+            await asyncio.wait_for(_pass_on(self.websocket, news, self.played), SENDING_S)
         raise Over("the episode broke off; begin again")
 
-    async def look_after() -> None:
+    async def _look_after(self) -> None:
         looked_at = time.monotonic()
         while True:
-            await labeler.news.pause(min(1.0, BEAT_S))
-            if labeler.news.ended:
+            await self.labeler.news.pause(min(1.0, BEAT_S))
+            if self.labeler.news.ended:
                 raise Over("the labeler is being stopped", STOPPING)
-            if time.monotonic() > heard_at + idle_s:
-                raise Over(f"nothing came from you for {idle_s:.0f} s", GONE)
+            if time.monotonic() > self.heard_at + self.idle_s:
+                raise Over(f"nothing came from you for {self.idle_s:.0f} s", GONE)
             if time.monotonic() > looked_at + BEAT_S:
                 looked_at = time.monotonic()
                 with contextlib.suppress(redis.RedisError):  # it is started again
-                    await still_there()
-
-    tasks = [asyncio.ensure_future(part()) for part in (listen, show, look_after)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    error = next(iter(done)).exception()
-    raise Over("you are too slow to be shown anything") if isinstance(error, TimeoutError) else error or Over()
+                    await self.still_there()
 
 
 async def _pass_on(
@@ -236,7 +246,9 @@ def _checked(message: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise Over("message: it is not JSON") from None
     if not isinstance(said, dict) or len(said) != 1:
-        raise Over('message: expected one of {"action": ...}, {"take_over": ...}, {"restart": true}, {"end": true}')
+        raise Over(
+            'message: expected one of {"action": ...}, {"take_over": ...}, {"restart": true}, {"end": true}'
+        )
     ((name, value),) = said.items()
     if name not in (*SWITCHES, "action"):
         raise Over(f"message: {name[:20]!r} is none of action, {', '.join(SWITCHES)}")

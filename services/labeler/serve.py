@@ -254,6 +254,7 @@ async def _http(
         yield f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         await app.state.service.news.end()  # else it would wait for the streams
+        await app.state.service.stages.left()  # likewise for what is played, which ends with the news
         server.should_exit = True
         await _left(server, task)
 

@@ -33,6 +33,7 @@ class Stages:
     def __init__(self, most: int = MOST, most_each: int = MOST_EACH) -> None:
         self._most, self._most_each = most, most_each
         self._held: Counter[str] = Counter()
+        self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
     async def open(self, person: str, about: Mapping[str, Any]) -> AsyncIterator[Stage]:
@@ -50,9 +51,14 @@ class Stages:
                 await stage.close()
         finally:
             self._held[person] -= 1
+            async with self._changed:
+                self._changed.notify_all()
 
-    def __len__(self) -> int:
-        return self._held.total()
+    async def left(self) -> None:
+        """All are closed, for which they have been told to end; or they had their time to."""
+        with contextlib.suppress(TimeoutError):
+            async with self._changed, asyncio.timeout(2 * WRITING_S):
+                await self._changed.wait_for(lambda: not self._held.total())
 
 
 class Stage:
