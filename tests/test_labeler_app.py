@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import socket
+import ssl
+import sys
 import threading
 from dataclasses import replace
 from urllib.parse import quote
@@ -14,9 +16,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from expert_oracle.access import ServerAccess
 from expert_oracle.feedback import Footage
+from services import cli
 from services.labeler.shield import MAX_REQUEST
+from services.run_directory import RunDirectory
 from tests.labelers import Page, page, served, texts
+from tests.test_oracle_access import Authority
 from tutelage.errors import ConfigError, ServiceError
 from tutelage.proto.tutelage.v1 import labeler_pb2 as pb
 from tutelage.proto.tutelage.v1.labeler_pb2_grpc import LabelerStub
@@ -267,3 +273,58 @@ def test_what_cannot_be_served_is_said_in_one_line(running, tmp_path):
 def refused(kind, said, folder, **settings):
     with pytest.raises(kind, match=said), served(folder, **settings):
         pass
+
+
+def test_a_run_that_asks_shows_its_curve_and_its_newest_video(tmp_path):
+    path = tmp_path / "cheetah"
+    with RunDirectory.create(path, {"env": {"id": "HalfCheetah-v5"}}) as run:
+        run.log({"env_steps": 100, "expert_labels": 7}, step=100)
+        run.log(
+            {"env_steps": 200, "expert_labels": 9, "return_mean": 5.0, "return_ci95": [4.0, 6.0]}, step=200
+        )
+    with served(path / "labeler", run=path) as running:
+        boss = page(running, "boss", "operator")
+        assert boss.get("/api/me").json()["run"] == "cheetah"
+        point = {"env_steps": 200, "return_mean": 5.0, "low": 4.0, "high": 6.0, "labels": 9}
+        assert boss.get("/api/operator/run").json() == {"curve": [point], "video": None}
+        assert boss.get("/api/operator/policy.mp4").status_code == 404
+        run.clips.mkdir()
+        (run.clips / "best.mp4").write_bytes(b"film")
+        video = boss.get("/api/operator/run").json()["video"]
+        assert boss.get(video).content == b"film"
+
+
+def test_it_is_served_encrypted(tmp_path):
+    authority = Authority(tmp_path, "ours")
+    cert, key = authority.issue("server")
+    with served(tmp_path / "labeler", tls=ServerAccess(cert, key)) as running:
+        assert running.url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=authority.ca)
+        anna = Page(running.url, verify=trusting)
+        said = anna.post("/api/session", json={"invite": running.access.invite("annotator"), "name": "anna"})
+        assert "Secure" in said.headers["set-cookie"]
+        assert said.headers["strict-transport-security"]
+        assert anna.load().do("lease", n=1)["questions"] == []
+
+
+def test_invites_are_made_from_the_command_line(running, tmp_path, capsys, monkeypatch):
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["tutelage", "labeler", "invite", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out.strip(), said.err.strip()
+
+    folder = str(running.labeling.folder)
+    code, link, _ = command("--folder", folder, "--name", "cli-anna", "--url", running.url)
+    assert code == 0
+    anna = Page(running.url).come_in(link.rpartition("/invite/")[2])
+    assert anna.get("/api/me").json()["annotator"] == "cli-anna"
+    code, token, _ = command("--folder", folder, "--role", "trainer", "--name", "learner")
+    assert (code, running.access.role_of(token.encode())) == (0, ("learner", "trainer"))
+    assert command("--folder", folder, "--role", "trainer")[2].startswith("error: --name: '' is not a name")
+    code, _, said = command("--folder", str(tmp_path / "none"))
+    assert (code, said.startswith(f"error: {tmp_path / 'none'} is no labeler's folder")) == (2, True)
+    (tmp_path / "secret").write_bytes(b"x" * 32)
+    (tmp_path / "store").mkdir()
+    assert "no labeler is served of" in command("--folder", str(tmp_path))[2]

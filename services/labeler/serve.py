@@ -35,6 +35,7 @@ from tutelage.errors import ConfigError, ServiceError
 
 LOG = logging.getLogger(__name__)
 GRACE_S = 10  # for requests that are being answered when it is told to stop
+HANG_UP_S = 1.0  # for clients, once they have been answered
 KEEP_S = 75  # a connection without requests: people take their time
 LOOK_S = 0.5  # how often it is seen to that the store lives
 BACKLOG = 1024
@@ -251,7 +252,17 @@ async def _http(
     finally:
         await app.state.service.news.end()  # else it would wait for the streams
         server.should_exit = True
-        await task
+        await _left(server, task)
+
+
+async def _left(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
+    """The server has ended. Who is answered and does not hang up, as over TLS, is not waited for."""
+    while not task.done():
+        await asyncio.wait({task}, timeout=HANG_UP_S)
+        if not server.server_state.tasks:
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()  # type: ignore[union-attr]
+    await task
 
 
 @contextlib.asynccontextmanager
@@ -301,7 +312,7 @@ def invite_command(folder: Path, store: str, role: Role, *, uses: int, name: str
 
     Raises ServiceError where none is served there.
     """
-    if not (folder / "secret").exists():
+    if not (folder / "secret").exists() or not (store or (folder / "store").exists()):
         raise ServiceError(
             f"{folder} is no labeler's folder; start one: tutelage labeler serve --folder {folder}"
         )
