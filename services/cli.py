@@ -157,12 +157,25 @@ def doctor(
         str | None, typer.Option(help="Also reach this expert, e.g. `grpc://host:50051`.")
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Also check this dataset folder.")] = None,
+    labeler: Annotated[
+        Path | None, typer.Option(help="Also check the store, ledger and questions of this labeler's folder.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make anew what is damaged of the labeler; nothing is lost.")
+    ] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Also start Ray, which takes some seconds.")] = False,
 ) -> None:
     """Check this machine: versions, environments, video, disk; each failing line says what to do."""
     from services.doctor import doctor as examine
 
-    raise typer.Exit(examine(oracle=oracle, dataset=dataset, start_ray=ray))
+    if repair:
+        from services.labeler.repair import repair as mend
+
+        if labeler is None:
+            raise typer.BadParameter("give the labeler's folder: --labeler DIR --repair")
+        for line in mend(labeler):
+            typer.echo(line)
+    raise typer.Exit(examine(oracle=oracle, dataset=dataset, labeler=labeler, start_ray=ray))
 
 
 @oracle_app.command("serve")

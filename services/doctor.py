@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tutelage.errors import TutelageError
+
 RAY = "2.60"  # its RLlib is what the three seams are written against
 ORACLE_PORT = 50051  # where `tutelage oracle serve` listens unless told otherwise
 GB = 1e9
@@ -44,6 +46,7 @@ def doctor(
     *,
     oracle: str | None = None,
     dataset: Path | None = None,
+    labeler: Path | None = None,
     start_ray: bool = False,
     runs: Path | str = "runs",
     console: Console | None = None,
@@ -52,7 +55,9 @@ def doctor(
     console = console or Console()
     checks = []
     with console.status("checking") as status:
-        for check in examine(oracle=oracle, dataset=dataset, start_ray=start_ray, runs=Path(runs)):
+        for check in examine(
+            oracle=oracle, dataset=dataset, labeler=labeler, start_ray=start_ray, runs=Path(runs)
+        ):
             checks.append(check)
             status.update(f"checked {check.name}")
     console.print(table(checks))
@@ -63,6 +68,7 @@ def examine(
     *,
     oracle: str | None = None,
     dataset: Path | None = None,
+    labeler: Path | None = None,
     start_ray: bool = False,
     runs: Path = Path("runs"),
 ) -> Iterator[Check]:
@@ -87,6 +93,8 @@ def examine(
         )
     if dataset is not None:
         yield _checked("dataset", lambda: dataset_folder(dataset), "name a folder such as runs/NAME/dataset")
+    if labeler is not None:
+        yield from labeler_folder(labeler)
 
 
 def _checked(name: str, check: Callable[[], Check], advice: str = "") -> Check:
@@ -300,3 +308,12 @@ def dataset_folder(path: Path) -> Check:
             "dataset", "failure", words, "training goes on with the rest; restore the files from a copy"
         )
     return Check("dataset", "ok", found)
+
+
+def labeler_folder(path: Path) -> Iterator[Check]:
+    from services.labeler.repair import examine
+
+    try:
+        yield from examine(path)
+    except TutelageError as error:
+        yield Check("labeler", "failure", str(error), "name a folder such as runs/NAME/labeler")

@@ -100,6 +100,13 @@ def test_what_had_to_go_is_filmed_again(clips):
     np.testing.assert_allclose(again, before, atol=8)  # of 255: the encoder is not exact to the bit
 
 
+def test_what_somebody_has_removed_is_filmed_again(clips):
+    ours = clips()
+    name = ours.film(footage()).result()["clip"]
+    ours.path(name).unlink()
+    assert len(pictures(ours.path(name))) == 9
+
+
 def test_what_was_not_recorded_so_is_refused(clips):
     true = footage()
     with pytest.raises(TutelageError, match="observation at step 4 is another than was recorded"):

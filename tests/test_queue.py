@@ -268,9 +268,10 @@ def test_answers_of_a_ledger_are_put_back_once(store, queue):
     queue.undo("q1", "anna")
     events, _ = queue.events()
     again = Queue(store, f"{queue._prefix}-again")
-    assert again.restore(events) == 2
+    assert again.restore(events[:2]) == 2
+    assert again.restore(events) == 2  # the third, and that the second was taken back
     assert again.restore(events) == 0
-    assert [event.body for event in again.events()[0]] == [{"i": 0}, {"i": 2}]
+    assert again.events()[0] == events
     assert again.submit([Question("q0", "comparison"), Question("q1", "comparison")]) == 1
 
 

@@ -87,7 +87,7 @@ def test_a_torn_tail_is_mended_and_damage_is_said(folder):
         assert server.client().dbsize() == 99
     middle = data.index(b"*3", len(data) // 2)
     file.write_bytes(data[:middle] + b"??" + data[middle + 2 :])
-    with pytest.raises(ServiceError, match=r"is damaged; move .* away and start anew"):
+    with pytest.raises(ServiceError, match=r"is damaged; `tutelage doctor --labeler .* --repair`"):
         Embedded(folder).start()
 
 

@@ -109,11 +109,11 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     body: dict[str, Any] = {"task": words(query, "task", known.get("task", "")), **space_of(query, known)}
     if clips:
         body["clip"] = dict(clips[0])
-    elif isinstance(query.options[0], Segment):
-        raise ValueError("clips: a segment is shown as a clip, and there is none")
-    else:
-        names = texts("context.observation", query.context.get("observation", known.get("observation", ())))
+    if not isinstance(query.options[0], Segment):  # one picture shows no speed
+        names = query.context.get("observation", known.get("observation", ()))
         body["numbers"] = _named_numbers(query.options[0], names)
+    elif not clips:
+        raise ValueError("clips: a segment is shown as a clip, and there is none")
     return body
 
 
@@ -173,15 +173,16 @@ def sides(body: Body) -> int:
 
 
 def view(body: Body, order: Sequence[int]) -> dict[str, Any]:
+    panels = []
     if "clip" in body:
-        panel = clip_panel(body["clip"]) | {"hold_last": True}
-    else:
+        panels.append(clip_panel(body["clip"]) | {"hold_last": True})
+    if "numbers" in body:
         rows = "\n".join(f"| {name} | {number} |" for name, number in body["numbers"])
-        panel = text_panel(f"| what | now |\n|---|---|\n{rows}")
+        panels.append(text_panel(f"| what | now |\n|---|---|\n{rows}"))
     return {
         "prompt": "What would you do now?",
         "context": body["task"],
-        "panels": [panel],
+        "panels": panels,
         "control": _control(body),
         "cannot_tell": {"key": "x", "label": "Can't tell"},
         "guide": GUIDE,

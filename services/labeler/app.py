@@ -7,6 +7,7 @@ Every route but the page's own files makes sure of a role (`gate.needs`); every 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ from services.labeler import operator, people
 from services.labeler.access import Access, Refused
 from services.labeler.gate import Operator, Service
 from services.labeler.labeling import Labeling
+from services.labeler.newest import Newest
 from services.labeler.news import News
 from services.labeler.shield import Shield
 from services.labeler.statistics import Statistics
@@ -62,7 +64,8 @@ def create_app(
     """
     statistics = Statistics(labeling.queue)
     news = News(labeling.queue, statistics.follow)
-    service = Service(labeling, access, statistics, news, name, run, secure)
+    newest = Newest(run) if run is not None else None
+    service = Service(labeling, access, statistics, news, name, run, newest, secure)
     app = FastAPI(
         title="Tutelage labeler",
         version=__version__,
@@ -89,6 +92,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await service.news.end()
     service.threads.shutdown()
+    if service.newest is not None:
+        await asyncio.to_thread(service.newest.close)
 
 
 # The page

@@ -99,7 +99,7 @@ class Clips:
         if not self._name.fullmatch(name):
             return None
         with self._lock:
-            if name in self._kept:
+            if name in self._kept and (self.folder / name).exists():
                 self._wanted(name)
                 return self.folder / name
             if (under_way := self._under_way.get(name)) is None:

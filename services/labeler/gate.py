@@ -17,6 +17,7 @@ from services.labeler.access import Access, Person, Refused, Role
 
 if TYPE_CHECKING:
     from services.labeler.labeling import Labeling
+    from services.labeler.newest import Newest
     from services.labeler.news import News
     from services.labeler.statistics import Statistics
 
@@ -38,6 +39,7 @@ class Service:
     news: News
     name: str  # of the run, for people to read
     run: Path | None = None  # its folder
+    newest: Newest | None = None  # videos of its policy
     secure: bool = False  # served over https: cookies are for that only
     threads: ThreadPoolExecutor = field(
         default_factory=partial(ThreadPoolExecutor, THREADS, thread_name_prefix="labeler")

@@ -36,7 +36,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
-from services.labeler.queue import Event, Outcome, Question, Queue
+from services.labeler.queue import Event, Outcome, Question, Queue, event_key
 from tutelage.errors import TutelageError
 from tutelage.types import Answer, Array, Query
 
@@ -280,8 +280,8 @@ class Labeling:
 
     def _recover(self) -> None:
         """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
-        if _key(self.queue.last_event()) < _key(self.ledger.cursor()):
-            events = self.ledger.answers()
+        if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
+            events = list(self.ledger)
             known = {event.question for event in events if event.question in self.queries}
             self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
         ids = list(self.queries)
@@ -493,7 +493,3 @@ def _named(what: str, check: Callable[[], Array]) -> None:
         check()
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
-
-
-def _key(event: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in event.split("-"))

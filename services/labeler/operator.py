@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, StreamingResponse
@@ -124,7 +126,7 @@ async def run(_: Operator, labeler: Labeler) -> Run:
     """How the run that asks goes: its learning curve, and its newest video."""
     curve = await labeler.do(_curve, labeler)
     video = await labeler.do(_video, labeler)
-    return Run(curve=curve, video="/api/operator/policy.mp4" if video else None)
+    return Run(curve=curve, video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None)
 
 
 def _curve(labeler: Service) -> list[Point]:
@@ -143,11 +145,8 @@ def _curve(labeler: Service) -> list[Point]:
     ]
 
 
-def _video(labeler: Service) -> Any:
-    if labeler.run is None:
-        return None
-    videos = RunDirectory(labeler.run).clips.glob("*.mp4")
-    return max(videos, key=lambda path: path.stat().st_mtime, default=None)
+def _video(labeler: Service) -> Path | None:
+    return labeler.newest.video() if labeler.newest is not None else None
 
 
 @router.get("/policy.mp4", response_class=FileResponse)

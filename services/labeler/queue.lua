@@ -101,6 +101,15 @@ local function settle(p, id, who, event)
   index(p, id)
 end
 
+-- An answer does not count any more: the question is asked again, or once it is submitted if its body is gone.
+local function unsettle(p, id)
+  redis.call('HINCRBY', query_key(p, id), 'answered', -1)
+  if redis.call('HGET', query_key(p, id), 'state') ~= 'done' then return end
+  local has_body = redis.call('HEXISTS', query_key(p, id), 'body') == 1
+  redis.call('HSET', query_key(p, id), 'state', has_body and 'open' or 'restored')
+  redis.call('ZREM', p .. ':finished', id)
+end
+
 local function among(names, who)
   return string.find(names, '\n' .. who .. '\n', 1, true) ~= nil
 end
@@ -258,11 +267,7 @@ local function undo(keys, args)
   if not got[3] then return {'late', ''} end
   local event = string.sub(with, 8)
   redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event)
-  redis.call('HINCRBY', query_key(p, id), 'answered', -1)
-  if got[1] == 'done' then
-    redis.call('HSET', query_key(p, id), 'state', 'open')
-    redis.call('ZREM', p .. ':finished', id)
-  end
+  unsettle(p, id)
   local now = now_ms()
   take_lease(p, id, who, now, now + tonumber(args[3]))
   index(p, id)
@@ -334,18 +339,32 @@ local function ban(keys, args)
   return 1
 end
 
--- EVENT ID KIND WHO BODY GOLD WANTED -> 1, or 0 where it is there: an answer of the ledger, put back. A question
--- that wants more of them is asked again once it is submitted
+-- EVENT ID KIND WHO UNDOES BODY GOLD WANTED -> 1, or 0 where it is there: an event of the ledger, put back. A
+-- question that wants more answers is asked again once it is submitted
 local function restore(keys, args)
-  local p, event, id, who = keys[1], args[1], args[2], args[4]
+  local p, event, id, who, undoes = keys[1], args[1], args[2], args[4], args[5]
+  local with = redis.call('HGET', with_key(p, id), who)
+  if undoes ~= '' then
+    if with ~= 'answer:' .. undoes then return 0 end
+    redis.call('XADD', p .. ':answers', event, 'type', 'undo', 'id', id, 'kind', args[3], 'who', who, 'undoes', undoes)
+    unsettle(p, id)
+    redis.call('HDEL', with_key(p, id), who)
+    index(p, id)
+    count(p, 'undone')
+    return 1
+  end
+  if with == 'lease' then
+    drop_lease(p, id, who)
+  elseif with then
+    return 0
+  end
   if redis.call('EXISTS', query_key(p, id)) == 0 then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
-    redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[7], 'only', '', 'never', '',
-      'gold', args[6], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'restored')
+    redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[8], 'only', '', 'never', '',
+      'gold', args[7], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'restored')
   end
-  if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 0 end
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
-    'body', args[5], 'gold', args[6])
+    'body', args[6], 'gold', args[7])
   settle(p, id, who, event)
   count(p, 'answered')
   return 1

@@ -251,21 +251,26 @@ class Queue:
         return _text(newest[0][0]) if newest else "0"
 
     def restore(self, events: Sequence[Event], wanted: int | Mapping[str, int] = 1) -> int:
-        """Put answers of a ledger back into an empty store; returns how many were not there.
+        """Put the events of a ledger back that a store has lost; returns how many there were.
 
-        Questions that have as many as are `wanted`, of each or by id, are done; others are asked again once
-        they are submitted.
+        They are later than all that it has. Questions that have as many answers as are `wanted`, of each or
+        by id, are done; others are asked again once they are submitted.
         """
-        undone = {event.undoes for event in events if event.type == "undo"}
-        counted = [event for event in events if event.type == "answer" and event.id not in undone]
+        last = event_key(self.last_event())
         return sum(
             self._call(
-                *("restore", event.id, event.question, event.kind, event.annotator, _json(event.body)),
-                _json(event.gold) if event.gold is not None else "",
+                *("restore", event.id, event.question, event.kind, event.annotator, event.undoes),
+                *(_json(event.body), _json(event.gold) if event.gold is not None else ""),
                 wanted if isinstance(wanted, int) else wanted.get(event.question, 1),
             )
-            for event in counted
+            for event in events
+            if event_key(event.id) > last
         )
+
+
+def event_key(id: str) -> tuple[int, ...]:
+    """What ids of events are sorted by."""
+    return tuple(int(part) for part in id.split("-"))
 
 
 def _arguments(question: Question) -> Iterator[Any]:

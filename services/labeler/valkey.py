@@ -178,8 +178,8 @@ class Embedded:
         why = said[-1] if said else f"it ended with {self._server.returncode if self._server else '?'}"
         if any("Bad file format" in line for line in said):
             return (
-                f"{self.folder / 'appendonlydir'} is damaged; move {self.folder} away and start anew: "
-                "`Queue.restore` puts the answers of the ledger back"
+                f"{self.folder / 'appendonlydir'} is damaged; "
+                f"`tutelage doctor --labeler {self.folder.parent} --repair` makes it anew; no answer is lost"
             )
         return f"{why} ({self.log})"
 
