@@ -27,6 +27,9 @@ import psutil
 from benchmarks.common import Row, row, run
 from services.labeler.access import Access, Audit, secret_of
 from services.labeler.client import LabelerClient
+from services.labeler.labeling import Labeling
+from services.labeler.ledger import Ledger
+from services.labeler.queue import Queue
 from services.labeler.serve import queue_name
 from services.labeler.valkey import Embedded
 from tutelage.types import Query
@@ -36,7 +39,9 @@ PEOPLE = 200
 THINK_S = 3.0  # mean time of an answer: what people are said to take is 3 to 5 s (Christiano et al., 2017)
 SECONDS = 20.0
 BUDGET_MS = 50.0
+MACHINE_ANSWERS = 2000
 MEMORY = Path("/dev/shm")  # a folder in memory: no disk is waited for
+SHM = MEMORY if MEMORY.is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Served:
     """A labeler in a process of its own."""
 
     port: int
+    grpc: str  # host:port
     folder: Path
     process: psutil.Process
 
@@ -75,7 +81,8 @@ def served(queued: int = QUEUED, *, within: Path | None = None) -> Iterator[Serv
             assert process.stdout is not None
             said = _said(process.stdout)
             submit(said["gRPC"], queued)
-            yield Served(int(said["labeler"].rpartition(":")[2]), folder, psutil.Process(process.pid))
+            port = int(said["labeler"].rpartition(":")[2])
+            yield Served(port, said["gRPC"], folder, psutil.Process(process.pid))
         finally:
             process.terminate()
             process.wait()
@@ -191,6 +198,76 @@ def waited(within: Path | None) -> Iterable[Row]:
             yield cost(f"memory of the {what}", now, "before the answers", was, "MiB")
 
 
+def machines() -> Iterable[Row]:
+    """Scripted labelers over gRPC, one at a time, and what asking costs; 100,000 questions in the queue."""
+    began = time.perf_counter()
+    with served(within=SHM) as at:
+        asked_s = time.perf_counter() - began
+        client = LabelerClient(at.grpc, token="sesame")
+        cpu = at.cpu_s()
+        took = 1e3 * np.array([_one(client, k) for k in range(MACHINE_ANSWERS)])
+        cpu_ms = 1e3 * (at.cpu_s() - cpu) / len(took)
+        client.close()
+    yield row(
+        "labeler",
+        "asked by gRPC until they can be leased, the start of the service with it",
+        ours=QUEUED / asked_s,
+        against="one a millisecond",
+        reference=1000.0,
+        unit="queries/s",
+    )
+    for share, reach in ((50, None), (99, 1.0)):
+        value = float(np.percentile(took, share))
+        yield cost(f"answer + lease by gRPC, p{share}", value, "budget", BUDGET_MS, "ms", reach)
+    yield cost("CPU of an answer + lease by gRPC, service and store", cpu_ms, "budget", BUDGET_MS, "ms")
+
+
+def _one(client: LabelerClient, k: int) -> float:
+    """Seconds of a lease and an answer."""
+    who, began = f"machine-{k % PEOPLE}", time.perf_counter()
+    (leased,) = client.lease(who)
+    assert client.answer(leased.id, [1, 0], annotator=who)[0] == "accepted"
+    return time.perf_counter() - began
+
+
+def core() -> Iterable[Row]:
+    """The labeling itself, in this process: what HTTP and gRPC stand on."""
+    with tempfile.TemporaryDirectory(dir=SHM) as name, Embedded(Path(name) / "store") as server:
+        folder = Path(name)
+        queue, ledger = Queue(server.client(), "bench"), Ledger(folder / "answers.jsonl")
+        labeling = Labeling(queue, ledger, _NoClips(), folder, secret=b"s" * 32, repeats=0.0, overlap=0.0)
+        for start in range(0, QUEUED, 5000):
+            labeling.submit([comparison(n) for n in range(start, start + 5000)])
+        labeling.run_once()
+        store = psutil.Process(server.pid())
+        spent, of_store, took = time.process_time(), sum(store.cpu_times()[:2]), list[float]()
+        for k in range(MACHINE_ANSWERS):
+            who, began = f"machine-{k % PEOPLE}", time.perf_counter()
+            (one,) = labeling.assign(who)
+            labeling.answer(one.id, who, [1, 0], started_at=0.0)
+            took.append(1e3 * (time.perf_counter() - began))
+        cpu_ms = 1e3 * (time.process_time() - spent) / MACHINE_ANSWERS
+        store_ms = 1e3 * (sum(store.cpu_times()[:2]) - of_store) / MACHINE_ANSWERS
+        memory = store.memory_info().rss / 2**20
+        labeling.run_once()
+        labeling.stop()
+    for share in (50, 99):
+        value = float(np.percentile(took, share))
+        yield cost(f"answer + lease in the process, p{share}", value, "budget", BUDGET_MS, "ms")
+    yield cost("CPU of an answer + lease, labeling", cpu_ms, "its store", store_ms, "ms")
+    yield cost("memory of a store with 100,000 questions", memory, "a GiB", 1024.0, "MiB", 1.0)
+
+
+class _NoClips:
+    """Texts need none."""
+
+    def film(self, footage: Any) -> Any:
+        raise NotImplementedError
+
+    def path(self, name: str) -> None:
+        return None
+
+
 def cost(
     case: str, ours: float, against: str, reference: float, unit: str, reach: float | None = None
 ) -> Row:
@@ -207,4 +284,6 @@ def cost(
 
 
 if __name__ == "__main__":
-    run({"load": partial(waited, MEMORY if MEMORY.is_dir() else None), "disk": partial(waited, None)})
+    run(
+        {"load": partial(waited, SHM), "disk": partial(waited, None), "machines": machines, "core": core},
+    )

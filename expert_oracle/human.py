@@ -146,6 +146,7 @@ class HumanOracle:
 def people(
     address: str = "",
     *,
+    page: str = "",
     context: Mapping[str, Any] | None = None,
     batch: int = 256,
     timeout_s: float = 86_400.0,
@@ -156,6 +157,7 @@ def people(
 ) -> HumanOracle:
     """Those behind a labeler service at host:port, who may come and go for a day.
 
+    page: of a labeler that `tutelage train` starts, where people reach it
     connection: settings of `services.labeler.client:LabelerClient`, as `token_file`, `ca`.
     """
     if not address:
@@ -163,6 +165,8 @@ def people(
             "human: where are they? Set expert.arguments.address=HOST:PORT, of the gRPC of `tutelage labeler "
             "serve`; only `tutelage train` starts a labeler of its own"
         )
+    if page:
+        raise ConfigError("human: `page` is for the labeler of a run; the one at `address` has its own")
     connect = plugins.load(SERVICE)
     try:
         inspect.signature(connect).bind(address, **connection)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from rich.console import Console
 from actors.collect import evaluate
 from actors.environments import make_env
 from expert_oracle.checkpoint import load_checkpoint
+from expert_oracle.human import KIND as ACTION
 from expert_oracle.human import context_of
 from services import report
 from services.labeler.beside import beside
+from services.labeler.client import LabelerClient
 from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import PAGE, RunSettings, Sections, Stop, build_config, preflight, settings_of
@@ -165,7 +167,7 @@ class Job:
             yield
             return
         given = dict(self.expert.arguments)
-        page = given.pop(PAGE, "")
+        page = "" if given.get("address") else given.pop(PAGE, "")
         env = make_env(self.recipe)
         given["context"] = {**context_of(env, self.recipe), **given.get("context", {})}
         env.close()
@@ -174,6 +176,7 @@ class Job:
                 labeler = stack.enter_context(beside(self.run.path, page))
                 progress.say(labeler.links)
                 given |= labeler.connection
+                forget_old_questions(labeler.connection)
             self.config.expert(arguments=given)
             yield
 
@@ -329,6 +332,13 @@ class Job:
         if any("validation_mean" in line for line in self.run.metrics()):
             report.plot([self.run.path], self.run.returns_png)
         return summary
+
+
+def forget_old_questions(connection: Mapping[str, Any]) -> None:
+    """What a run that was interrupted had asked and would not learn from: its rounds begin anew."""
+    client = LabelerClient(**connection)
+    client.withdraw(kind=ACTION)
+    client.close()
 
 
 def measure(policy: Oracle, recipe: EnvRecipe, seeds: list[int]) -> np.ndarray:

@@ -161,8 +161,10 @@ def check_people(spec: OracleSpec, env: gym.Env, config: TrainerConfig) -> None:
             f"{spec.oracle} only answers"
         )
     if spec.oracle == "human":
-        known = {name: value for name, value in spec.arguments.items() if name != PAGE}
-        close(OracleSpec(spec.oracle, {"address": "127.0.0.1:1", **known}).build())  # it connects later
+        known = dict(spec.arguments)
+        if not known.get("address"):
+            known |= {"address": "127.0.0.1:1", PAGE: ""}
+        close(OracleSpec(spec.oracle, known).build())  # it connects later
 
 
 def check_expert(expert: Oracle, env: gym.Env, obs: Tree, config: TrainerConfig) -> None:

@@ -22,7 +22,7 @@ PROTO = DOCS.parent / "tutelage" / "proto"
 GUIDE = (DOCS / "experts.md").read_text()
 LANGUAGES = (DOCS / "experts-in-other-languages.md").read_text()
 PENDULUM = spaces.Box(-8, 8, (3,)), spaces.Box(-2, 2, (1,))
-INNER = {"oracle", "arguments"}
+INNER = {"oracle", "arguments", "connection"}
 
 
 def block(page, language, first):
@@ -33,7 +33,8 @@ def block(page, language, first):
 
 def row(word):
     """The arguments in the table's row for a word that begins so."""
-    (line,) = [line for line in GUIDE.splitlines() if line.startswith(f"| `{word}")]
+    whole = f"{word}`" if word in NAMED else word
+    (line,) = [line for line in GUIDE.splitlines() if line.startswith(f"| `{whole}")]
     return set(re.findall(r"[a-z_]+", "".join(re.findall("`([^`]*)`", line.rsplit("|", 2)[1]))))
 
 

@@ -3,6 +3,8 @@
 TUTELAGE_SCREENSHOTS=docs/images writes what the pages look like to that folder.
 """
 
+import itertools
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -107,10 +109,11 @@ def segments(env: str, n: int, *, length: int = 20) -> list[Segment]:
 
 
 def comparisons(n: int, env: str = "CartPole-v1", **context: Any) -> list[Query]:
-    parts = segments(env, n + 1, length=12)
+    """`n` pairs of as few clips as can be."""
+    parts = segments(env, next(m for m in itertools.count(2) if math.comb(m, 2) >= n), length=12)
     return [
-        Query(f"q{k}", "comparison", [parts[k], parts[k + 1]], {"task": "Keep it upright.", **context})
-        for k in range(n)
+        Query(f"q{k}", "comparison", list(pair), {"task": "Keep it upright.", **context})
+        for k, pair in zip(range(n), itertools.combinations(parts, 2), strict=False)
     ]
 
 
@@ -169,6 +172,11 @@ def axe(page: Page) -> None:
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
         found = Axe().run(page).response["violations"]
         assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], scheme
+    size = page.viewport_size
+    assert size is not None
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size(size)
 
 
 def test_forty_comparisons_of_half_cheetah_by_keys(labeler, visit, offscreen_gl):
@@ -209,6 +217,7 @@ def test_left_is_what_was_shown_on_the_left(labeler, visit):
 def test_both_clips_play_in_step_and_stop_together(labeler, visit):
     asked(labeler, comparisons(2))
     page = visit(labeler)
+    page.locator(f"{CURRENT} video").nth(1).wait_for()
     page.wait_for_function(
         "() => [...document.querySelectorAll('.shown video')].every((v) => !v.paused && v.currentTime > 0)"
     )
@@ -421,7 +430,6 @@ def test_operators_see_what_goes_on_and_act(labeler, visit):
     row = page.locator("tbody tr", has_text="anna")
     expect(row.locator("td").first).to_have_text("1")
     expect(page.locator(".dead li")).to_contain_text("no-such")
-    shot(page, "operator")
     axe(page)
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("button", name="Resume").click()

@@ -225,6 +225,7 @@ def test_who_may_do_what(labeling):
         }
         calls = {
             "Submit": lambda c: c.submit(texts(1)),
+            "Withdraw": lambda c: c.withdraw(["nothing"], kind="rating"),
             "Answers": lambda c: c.answers(),
             "Stats": lambda c: c.stats(),
             "Lease": lambda c: c.lease("anna"),

@@ -252,6 +252,27 @@ def test_some_are_asked_again_after_others_with_their_sides_reversed(make):
     assert labeling.assign("bert", 5) == []
 
 
+def test_what_was_withdrawn_is_asked_again_only_when_it_is_submitted_again(make):
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit(texts(3))
+    labeling.run_once()
+    labeling.submit([pair("p0"), pair("p1")])
+    assert labeling.withdraw(["q0", "nothing"], kind="comparison") == 3
+    again = make(clips=camera)
+    for one in (labeling, again):
+        one.run_once()
+        camera.develop()
+        one.run_once()
+        assert one.waiting() == 0
+    assert ids(again.assign("anna", 9)) == ["q1", "q2"]
+    again.submit([pair("p1"), *texts(1)])
+    again.run_once()
+    camera.develop()
+    again.run_once()
+    assert set(ids(again.assign("anna", 9))) == {"q0", "q1", "q2", "p1"}
+
+
 def test_a_share_is_asked_of_one_more(make):
     labeling = make(overlap=0.3)
     labeling.submit(texts(100))

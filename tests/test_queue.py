@@ -186,9 +186,14 @@ def test_who_skips_a_question_leaves_it_to_others(queue):
 def test_a_question_withdrawn_is_not_asked_and_who_has_it_may_answer(queue):
     ask(queue, 2, wanted=2)
     queue.lease("anna")
-    assert queue.withdraw(["q0", "q1", "q9"]) == 2
+    assert queue.withdraw(["q0", "q1", "q9"]) == 3
+    assert queue.states(["q0", "q9", "q8"]) == {"q0": "withdrawn", "q9": "unasked", "q8": ""}
+    assert queue.missing(["q0", "q9", "q8"]) == ["q8"]
     assert queue.lease("bert", n=5) == []
     assert queue.answer("q0", "anna", {})[0] == "accepted"
+    assert queue.submit([Question("q9", "rating"), Question("q1", "comparison")]) == 1
+    assert queue.requeue("q1")
+    assert set(ids(queue.lease("bert", n=5))) == {"q1", "q9"}
 
 
 def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):

@@ -23,7 +23,6 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from services.labeler import live, operator, people
 from services.labeler.access import Access, Refused
@@ -108,9 +107,6 @@ class Bundle(StaticFiles):
         response = super().file_response(*arguments, **named)
         response.headers.setdefault("Cache-Control", "public, max-age=31536000, immutable")
         return response
-
-    async def get_response(self, path: str, scope: Scope) -> Any:
-        return await super().get_response(path, scope)
 
 
 def _add_pages(app: FastAPI, static: Path) -> None:

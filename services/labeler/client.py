@@ -125,6 +125,10 @@ class LabelerClient:
         found, self._labelled = self.answers(self._labelled)
         return [answer for _, answer in found]
 
+    def withdraw(self, ids: Sequence[str] = (), kind: str = "") -> int:
+        """Ask nobody new these, or all of a kind; returns how many were open."""
+        return self._call("Withdraw", pb.WithdrawRequest(ids=ids, kind=kind)).withdrawn
+
     # Answering
 
     def lease(self, annotator: str = "", n: int = 1, kinds: Sequence[str] = ()) -> list[Leased]:

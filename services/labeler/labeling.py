@@ -138,11 +138,20 @@ class Labeling:
                 if query.id in gold:
                     _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
         added = set(self.queries.add(queries, gold))
+        again = self._withdrawn([query.id for query in queries if query.id not in added])
         with self._lock:
-            for id in added:
+            for id in (*added, *again):
                 self._push(id)
         self._wake.set()
         return [query.id for query in queries]
+
+    def _withdrawn(self, known: Sequence[str]) -> list[str]:
+        """Ask those again that were withdrawn; returns the ones that were never asked before."""
+        states = self.queue.states(known)
+        for id, state in states.items():
+            if state == "withdrawn":
+                self.queue.requeue(id)
+        return [id for id, state in states.items() if state == "unasked"]
 
     def query(self, id: str) -> Query:
         """With its segments, for machines. Raises KeyError."""
@@ -163,6 +172,26 @@ class Labeling:
             raise ValueError(f"cursor: {cursor[:80]!r} is none that this service gave")
         events, cursor = self.queue.events(cursor, wait_s=wait_s)
         return [event for event in events if learned_from(event)], cursor
+
+    def withdraw(self, ids: Sequence[str] = (), *, kind: str = "") -> int:
+        """Ask nobody new these, or all of a kind; returns how many were open.
+
+        Who has one may still answer it, and it is asked again when it is submitted again. Gold stays.
+        """
+        chosen = set(ids)
+        if kind:
+            chosen |= {id for id in self.queries if self.queries.place(id).kind == kind}
+        chosen = {id for id in chosen if id in self.queries and not self.queries.place(id).gold}
+        with self._lock:
+            for heap in (self._pending, self._unfilmed):
+                heap[:] = [entry for entry in heap if entry[2] not in chosen]
+                heapq.heapify(heap)
+            for id in chosen & set(self._filming):
+                del self._filming[id]
+        ordered = sorted(chosen)
+        return sum(
+            self.queue.withdraw(ordered[start : start + BLOCK]) for start in range(0, len(ordered), BLOCK)
+        )
 
     def waiting(self) -> int:
         """How many are on the disk and not asked yet."""
@@ -357,15 +386,17 @@ class Labeling:
 
     def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
         """Those whose clips are there; what cannot be filmed becomes a dead letter."""
-        over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
+        with self._lock:
+            over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
         for id in over:
-            query, films = self._filming[id]
+            with self._lock:
+                if id not in self._filming:  # withdrawn
+                    continue
+                query, films = self._filming.pop(id)
             if errors := [error for film in films if (error := film.exception()) is not None]:
                 self._bury(id, " ".join(str(errors[0]).split()) or type(errors[0]).__name__)
             else:
                 yield query, [film.result() for film in films]
-            with self._lock:
-                del self._filming[id]
 
     def _question(self, query: Query, clips: Sequence[Mapping[str, Any]]) -> Question:
         """What the queue is given."""
@@ -402,7 +433,12 @@ class Labeling:
         ready.clear()
 
     def _bury(self, id: str, why: str) -> None:
-        self.queue.bury(id, why)
+        try:
+            self.queue.bury(id, why)
+        except redis.RedisError:  # tried again from the beginning
+            with self._lock:
+                self._push(id)
+            raise
         self._buried.add(id)
         LOG.warning("question %s cannot be asked: %s", id, why)
 

@@ -161,9 +161,9 @@ end
 local function submit(keys, args)
   local p, id = keys[1], args[1]
   local key, state = query_key(p, id), redis.call('HGET', query_key(p, id), 'state')
-  if state and state ~= 'restored' then return 0 end
+  if state and state ~= 'restored' and state ~= 'unasked' then return 0 end
   redis.call('HDEL', p .. ':dead', id)
-  if not state then
+  if state ~= 'restored' then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
     redis.call('HSET', key, 'member', member, 'answered', 0, 'leased', 0)
   end
@@ -314,13 +314,17 @@ local function requeue(keys, args)
   return 1
 end
 
--- ID... -> how many were open. Nobody is given them any more; who has one may still answer it
+-- ID... -> how many were open or not submitted. Nobody is given them any more; who has one may still answer it
 local function withdraw(keys, args)
   local p, withdrawn = keys[1], 0
   for _, id in ipairs(args) do
-    if redis.call('HGET', query_key(p, id), 'state') == 'open' then
+    local state = redis.call('HGET', query_key(p, id), 'state')
+    if state == 'open' then
       redis.call('HSET', query_key(p, id), 'state', 'withdrawn')
       index(p, id)
+      withdrawn = withdrawn + 1
+    elseif not state and redis.call('HEXISTS', p .. ':dead', id) == 0 then
+      redis.call('HSET', query_key(p, id), 'state', 'unasked')
       withdrawn = withdrawn + 1
     end
   end

@@ -110,7 +110,9 @@ class Queue:
         return sum(pipe.execute())
 
     def withdraw(self, ids: Sequence[str]) -> int:
-        """Ask nobody new; who has such a question may still answer it. Returns how many were open."""
+        """Ask nobody new; who has such a question may still answer it. Returns how many were open, or were
+        still to be submitted.
+        """
         return self._call("withdraw", *ids)
 
     def events(self, cursor: str = "0", *, limit: int = 1000, wait_s: float = 0.0) -> tuple[list[Event], str]:
@@ -179,15 +181,20 @@ class Queue:
         """Make a dead letter of a question that could not be asked; False where it was."""
         return bool(self._call("bury", question, why))
 
-    def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of them that were not asked yet and are no dead letters."""
+    def states(self, ids: Sequence[str]) -> dict[str, str]:
+        """open, kept, done, dead, withdrawn; unasked: withdrawn before it was submitted; restored: from a
+        ledger, and not submitted since. Empty: not known.
+        """
         pipe = self._store.pipeline(transaction=False)
         for question in ids:
             pipe.hget(f"{self._prefix}:query:{question}", "state")
-            pipe.hexists(f"{self._prefix}:dead", question)
-        known: list[Any] = pipe.execute()
-        states = zip(ids, known[::2], known[1::2], strict=True)
-        return [q for q, state, dead in states if not dead and state in (None, b"restored", "restored")]
+        states = [_text(state or "") for state in pipe.execute()] if ids else []
+        return dict(zip(ids, states, strict=True))
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of them that were not asked yet and are no dead letters."""
+        dead = self.dead()
+        return [id for id, state in self.states(ids).items() if state in ("", "restored") and id not in dead]
 
     def look_up(self, question: str) -> tuple[str, Mapping[str, Any] | None] | None:
         """Its kind and body, which is None a while after it is done; None where there is no such question."""

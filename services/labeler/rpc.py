@@ -66,6 +66,7 @@ ANYBODY = Caller("", "trainer")
 ANSWERING = ("annotator", "operator", "trainer")
 ROLES = {
     "Submit": ("trainer",),
+    "Withdraw": ("trainer",),
     "Answers": ("operator", "trainer"),
     "Stats": ("operator", "trainer"),
     "Lease": ANSWERING,
@@ -138,6 +139,10 @@ class Calls:
         annotator = caller.annotator(request.annotator)
         given_back = self.labeling.give_back(request.question, annotator, request.broken[:500])
         return pb.GiveBackReply(given_back=given_back)
+
+    def Withdraw(self, request: pb.WithdrawRequest, caller: Caller) -> pb.WithdrawReply:
+        withdrawn = self.labeling.withdraw(list(request.ids), kind=request.kind)
+        return pb.WithdrawReply(withdrawn=withdrawn)
 
     def Stats(self, request: pb.StatsRequest, caller: Caller) -> pb.StatsReply:
         queue = self.labeling.queue

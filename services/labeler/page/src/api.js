@@ -13,9 +13,11 @@ export class ServiceFault extends Error {
   }
 }
 
+const AGAIN_MS = 3000;
 let csrf = "";
+let annotator = "";
 
-export async function call(method, path, body) {
+export async function call(method, path, body, again = true) {
   const headers = { "X-Tutelage-CSRF": csrf };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
@@ -25,6 +27,12 @@ export async function call(method, path, body) {
     throw new ServiceFault(0, "The service cannot be reached.");
   }
   const said = await response.json().catch(() => ({}));
+  if (response.status === 403 && again && `${said.detail}`.startsWith("X-Tutelage-CSRF")) {
+    // Another tab has signed in meanwhile: the same person goes on, somebody else begins anew.
+    const before = annotator;
+    if ((await whoAmI()).annotator === before) return call(method, path, body, false);
+    location.reload();
+  }
   if (!response.ok) throw new ServiceFault(response.status, said.detail ?? response.statusText);
   return said;
 }
@@ -35,15 +43,27 @@ export const post = (path, body = {}) => call("POST", path, body);
 /** Who I am; also keeps what has to be sent with every change. */
 export async function whoAmI() {
   const me = await get("/api/me");
-  csrf = me.csrf;
+  ({ csrf, annotator } = me);
   return me;
 }
 
-/** Server-sent events of one name; returns what ends them. The browser connects again by itself. */
+/** Server-sent events of one name; returns what ends them. A browser connects again by itself when it loses
+    them, but not when it is refused. */
 export function listen(path, event, heard, opened = () => {}) {
-  const source = new EventSource(path);
-  source.addEventListener(event, (message) => heard(JSON.parse(message.data)));
-  source.addEventListener("open", () => opened(true));
-  source.addEventListener("error", () => opened(false));
-  return () => source.close();
+  let source;
+  let timer = 0;
+  const open = () => {
+    source = new EventSource(path);
+    source.addEventListener(event, (message) => heard(JSON.parse(message.data)));
+    source.addEventListener("open", () => opened(true));
+    source.addEventListener("error", () => {
+      opened(false);
+      if (source.readyState === EventSource.CLOSED) timer = setTimeout(open, AGAIN_MS);
+    });
+  };
+  open();
+  return () => {
+    clearTimeout(timer);
+    source.close();
+  };
 }

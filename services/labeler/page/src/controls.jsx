@@ -38,15 +38,22 @@ function Choice({ control, shown, answer }) {
 function Sliders({ control, shown, answer }) {
   const [values, setValues] = useState(() => control.sliders.map((one) => one.start));
   const set = (n, value) => setValues((now) => now.map((old, k) => (k === n ? value : old)));
+  const first = useRef(null);
+  useEffect(() => {
+    if (shown) first.current?.focus({ preventScroll: true }); // so that arrows move it at once
+  }, [shown]);
   useKeys({ Enter: () => answer(values) }, shown);
-  useGamepad(shown, (axes) => {
-    setValues((now) =>
-      now.map((old, n) => {
-        const { low, high } = control.sliders[n];
-        return n in axes ? low + ((axes[n] + 1) / 2) * (high - low) : old;
-      }),
-    );
-  });
+  useGamepad(
+    shown,
+    (axes) =>
+      setValues((now) =>
+        now.map((old, n) => {
+          const { low, high } = control.sliders[n];
+          return n in axes ? low + ((axes[n] + 1) / 2) * (high - low) : old;
+        }),
+      ),
+    () => answer(values),
+  );
   return (
     <form
       class="sliders"
@@ -59,6 +66,7 @@ function Sliders({ control, shown, answer }) {
         <label key={one.label}>
           <span>{one.label}</span>
           <input
+            ref={n ? null : first}
             type="range"
             min={one.low}
             max={one.high}
@@ -79,17 +87,21 @@ function Sliders({ control, shown, answer }) {
 
 const DEAD_ZONE = 0.12;
 
-/** Calls moved({axis: -1 … 1}) while a gamepad's sticks are held. */
-export function useGamepad(on, moved) {
-  const latest = useRef(moved);
-  latest.current = moved;
+/** Calls moved({axis: -1 … 1}) while a gamepad's sticks are held, and pressed() for its first button. */
+export function useGamepad(on, moved, pressed = () => {}) {
+  const latest = useRef({});
+  latest.current = { moved, pressed };
   useEffect(() => {
     if (!on || !navigator.getGamepads) return;
     let frame = 0;
+    let down = true; // what is held from the question before presses nothing
     const look = () => {
       const pad = navigator.getGamepads().find(Boolean);
       const held = pad?.axes.map((value, n) => [n, value]).filter(([, value]) => Math.abs(value) > DEAD_ZONE) ?? [];
-      if (held.length) latest.current(Object.fromEntries(held));
+      if (held.length) latest.current.moved(Object.fromEntries(held));
+      const now = Boolean(pad?.buttons[0]?.pressed);
+      if (now && !down) latest.current.pressed();
+      down = now;
       frame = requestAnimationFrame(look);
     };
     const begin = () => {

@@ -36,3 +36,15 @@ export function useKeys(bindings, on = true) {
     return () => removeEventListener("keydown", pressed);
   }, [on]);
 }
+
+/** A button that was clicked does not keep the focus: else the next space would press it once more. */
+export function useFreeKeys() {
+  useEffect(() => {
+    const clicked = (event) => {
+      const button = event.detail > 0 && event.target.closest?.("button");
+      if (button && !button.closest("dialog")) button.blur();
+    };
+    addEventListener("click", clicked);
+    return () => removeEventListener("click", clicked);
+  }, []);
+}

@@ -4,7 +4,7 @@ import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 
 import { listen, post } from "./api.js";
 import { Guide, wasGuided } from "./guide.jsx";
-import { Key, useKeys } from "./keys.jsx";
+import { Key, useFreeKeys, useKeys } from "./keys.jsx";
 import { Outbox } from "./outbox.js";
 import { Question } from "./question.jsx";
 import { Questions } from "./questions.js";
@@ -40,6 +40,7 @@ export function Labelling({ me, signedOut }) {
       },
       refused: (_, error) => setNotice(`An answer was not taken: ${error.message}`),
       signedOut,
+      elsewhere: (ids) => questions.drop(ids),
     });
     const questions = new Questions({
       unsent: () => outbox.answers.map((one) => one.question),
@@ -103,6 +104,8 @@ export function Labelling({ me, signedOut }) {
     if (!last) return setNotice("There is no answer to take back.");
     given.current = given.current.slice(0, -1);
     if (outbox.remove(last.id)) return questions.again(last);
+    await outbox.settled();
+    if (outbox.remove(last.id)) return questions.again(last);
     try {
       const { undone } = await post("/api/undo", { question: last.id });
       if (undone) questions.again(last);
@@ -113,6 +116,7 @@ export function Labelling({ me, signedOut }) {
     }
   };
   const canAct = !guide && !away;
+  useFreeKeys();
   useKeys({ z: undo, "?": () => first && setGuide(first) }, canAct);
 
   return (
@@ -123,7 +127,7 @@ export function Labelling({ me, signedOut }) {
           <b>{state.answered + unsent}</b> answered
         </span>
         <span class="figure">
-          <b>{state.open}</b> open
+          <b>{state.open + list.length}</b> open
         </span>
         <Clock />
         <span class="space" />
@@ -141,6 +145,9 @@ export function Labelling({ me, signedOut }) {
         </button>
         {me.role === "operator" && <a href="/operator">Operator</a>}
       </header>
+      <p class="unseen" aria-live="polite">
+        {first && `Question ${state.answered + unsent + 1}: ${first.view.prompt}`}
+      </p>
       <main>
         {list.slice(0, 4).map((question, n) => (
           <Question

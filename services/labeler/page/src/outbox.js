@@ -8,12 +8,14 @@ const LONGEST_PAUSE_MS = 15000;
 
 export class Outbox {
   /** annotator: whose answers; changed(outbox): called whenever something is different;
-      delivered(answer, said), refused(answer, fault): what became of one. */
-  constructor(annotator, { changed, delivered, refused, signedOut }) {
+      delivered(answer, said), refused(answer, fault): what became of one;
+      elsewhere(questions): another tab has answered these. */
+  constructor(annotator, { changed, delivered, refused, signedOut, elsewhere }) {
     this.key = `tutelage-unsent:${annotator}`;
-    this.told = { changed, delivered, refused, signedOut };
+    this.told = { changed, delivered, refused, signedOut, elsewhere };
     this.pause = FIRST_PAUSE_MS;
     this.sending = null;
+    this.request = Promise.resolve();
     this.timer = 0;
     this.fault = "";
     addEventListener("online", this.retry);
@@ -53,8 +55,15 @@ export class Outbox {
     return true;
   }
 
+  /** When what is just being sent has arrived, or has not. */
+  settled() {
+    return this.request.catch(() => {});
+  }
+
   noticed = (event) => {
-    if (event.key === this.key) this.told.changed(this);
+    if (event.key !== this.key) return;
+    this.told.elsewhere(this.answers.map((one) => one.question));
+    this.told.changed(this);
   };
 
   retry = () => {
@@ -70,7 +79,8 @@ export class Outbox {
       this.sending = answer.question;
       let done = true;
       try {
-        const said = await post("/api/answer", answer);
+        this.request = post("/api/answer", answer);
+        const said = await this.request;
         this.told.delivered(answer, said);
       } catch (fault) {
         done = !fault.passes && fault.status !== 401;

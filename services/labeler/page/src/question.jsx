@@ -53,7 +53,12 @@ export function Question({ question, shown, active, said, skipped, broken }) {
   );
 
   return (
-    <section class={`question ${shown ? "shown" : "ahead"}`} aria-hidden={!shown} inert={!shown}>
+    <section
+      class={`question ${shown ? "shown" : "ahead"}`}
+      data-question={question.id}
+      aria-hidden={!shown}
+      inert={!shown}
+    >
       <h1>{view.prompt}</h1>
       <Markdown text={view.context} class="context" />
       <div class={`panels ${clips.length ? "of-clips" : "of-texts"} n${view.panels.length}`}>
@@ -65,11 +70,10 @@ export function Question({ question, shown, active, said, skipped, broken }) {
               name={clips.length > 1 ? `Clip ${n + 1} of ${clips.length}` : "Clip"}
               video={(element) => (videos.current[n] = element)}
               broken={broken}
-              loading={shown ? playback.playing : false}
             />
           ) : (
-            <article key={panel.option} class="panel">
-              {texts.length > 1 && <h2>{texts.length === 2 ? ["Left", "Right"][n] : `Number ${n + 1}`}</h2>}
+            <article key={panel.option} class="panel" tabIndex={0} aria-label={nameOf(n, texts.length)}>
+              {texts.length > 1 && <h2>{nameOf(n, texts.length)}</h2>}
               {differing ? (
                 <Differing text={panel.text} other={texts[1 - n].text} />
               ) : (
@@ -112,6 +116,8 @@ export function Question({ question, shown, active, said, skipped, broken }) {
     </section>
   );
 }
+
+const nameOf = (n, of) => (of === 1 ? "Text" : of === 2 ? ["Left", "Right"][n] : `Number ${n + 1}`);
 
 function Clip({ panel, name, video, broken }) {
   const [fault, setFault] = useState("");
@@ -162,6 +168,7 @@ function Player({ playback, perFrame }) {
             <Key of="." /> ›
           </button>
           <span class="rates" role="group" aria-label="Speed">
+            <Key of="-" />
             {RATES.map((rate) => (
               <button
                 key={rate}
@@ -172,6 +179,7 @@ function Player({ playback, perFrame }) {
                 {rate}×
               </button>
             ))}
+            <Key of="+" />
           </span>
         </>
       )}

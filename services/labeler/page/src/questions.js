@@ -43,6 +43,13 @@ export class Questions {
     }
   }
 
+  /** These have been answered in another tab. */
+  drop(ids) {
+    if (!this.list.some((one) => ids.includes(one.id))) return;
+    this.list = this.list.filter((one) => !ids.includes(one.id));
+    this.told.changed();
+    this.refill();
+  }
 
   /** The first has been answered. */
   next() {

@@ -256,6 +256,20 @@ class GiveBackReply(_message.Message):
     given_back: bool
     def __init__(self, given_back: _Optional[bool] = ...) -> None: ...
 
+class WithdrawRequest(_message.Message):
+    __slots__ = ("ids", "kind")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    kind: str
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ...) -> None: ...
+
+class WithdrawReply(_message.Message):
+    __slots__ = ("withdrawn",)
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    withdrawn: int
+    def __init__(self, withdrawn: _Optional[int] = ...) -> None: ...
+
 class StatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

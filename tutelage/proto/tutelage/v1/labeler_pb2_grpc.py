@@ -69,6 +69,11 @@ class LabelerStub:
                 request_serializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.GiveBackRequest.SerializeToString,
                 response_deserializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.GiveBackReply.FromString,
                 _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/tutelage.v1.Labeler/Withdraw',
+                request_serializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.WithdrawReply.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/tutelage.v1.Labeler/Stats',
                 request_serializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.StatsRequest.SerializeToString,
@@ -130,6 +135,13 @@ class LabelerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Withdraw(self, request, context):
+        """Ask nobody new; who has such a question may still answer it. For what nobody waits for any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """How much is waiting, and what has become of it.
         """
@@ -174,6 +186,11 @@ def add_LabelerServicer_to_server(servicer, server):
                     servicer.GiveBack,
                     request_deserializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.GiveBackRequest.FromString,
                     response_serializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.GiveBackReply.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.WithdrawRequest.FromString,
+                    response_serializer=tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.WithdrawReply.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -370,6 +387,33 @@ class Labeler:
             '/tutelage.v1.Labeler/GiveBack',
             tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.GiveBackRequest.SerializeToString,
             tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.GiveBackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.Labeler/Withdraw',
+            tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.WithdrawRequest.SerializeToString,
+            tutelage_dot_proto_dot_tutelage_dot_v1_dot_labeler__pb2.WithdrawReply.FromString,
             options,
             channel_credentials,
             insecure,

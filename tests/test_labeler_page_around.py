@@ -1,0 +1,534 @@
+"""The page when things go otherwise than planned, on other screens, and as operators see it.
+
+Like test_labeler_page, in a real Chromium and with real clips; TUTELAGE_SCREENSHOTS=docs/images writes
+pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from actors.clips import render
+from services.labeler.access import Role
+from services.run_directory import RunDirectory
+from tests.browser import (
+    CHROMIUM,
+    PHONE,
+    SHOWN,
+    Person,
+    axe,
+    cheetahs,
+    chromium,
+    segments,
+    sideways,
+    stored,
+)
+from tests.labelers import served, texts
+from tutelage.types import EnvRecipe, Query
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium: the page is not tried; install chromium"
+)
+
+LEFT, RIGHT, TIE, CANNOT_TELL = "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"
+OFFLINE = "ERR_INTERNET_DISCONNECTED|ERR_FAILED|ERR_NETWORK|Failed to fetch"
+CARTPOLE = EnvRecipe("CartPole-v1")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as ours:
+        yield ours
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("labeler") / "halfcheetah") as labeler:
+        yield labeler
+
+
+@pytest.fixture
+def comes(browser, running):
+    """People who come in; at the end none of their browsers may have complained."""
+    people = []
+
+    def come(name="", role: Role = "annotator", at=None, enters=True, **settings):
+        person = Person(browser, at or running, **settings)
+        people.append(person)
+        return person.come_in(name or f"anna-{next(NUMBERS)}", role) if enters else person
+
+    yield come
+    complaints = [words for person in people for words in person.complaints]
+    for person in people:
+        person.context.close()
+    assert complaints == []
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def ask(running):
+    """Asks questions, with ids of their own, and withdraws them at the end."""
+    asked = []
+
+    def ask(queries, at=None):
+        labeling = (at or running).labeling
+        mark = f"{next(NUMBERS)}-"
+        ids = labeling.submit([dataclasses.replace(query, id=mark + query.id) for query in queries])
+        if at is None:
+            asked.extend(ids)
+        while labeling.waiting():
+            labeling.run_once()
+            time.sleep(0.02)
+        dead = labeling.queue.dead()
+        assert not set(ids) & set(dead), dead
+        return ids
+
+    yield ask
+    running.labeling.queue.withdraw(asked)
+
+
+@pytest.fixture
+def snap():
+    """Pictures for the documentation, where they are wanted."""
+    folder = os.environ.get("TUTELAGE_SCREENSHOTS")
+
+    def snap(page, name):
+        if folder:
+            page.screenshot(path=Path(folder) / f"labeler-{name}.png")
+
+    return snap
+
+
+# Answering
+
+
+def meaning(said):
+    """The key that an answer to a comparison of two stands for."""
+    if said["cannot_tell"]:
+        assert said["value"] is None
+        return CANNOT_TELL
+    if said["value"] == [0.5, 0.5]:
+        return TIE
+    return (LEFT, RIGHT)[said["side_shown"].index(int(np.argmax(said["value"])))]
+
+
+def test_an_answer_is_taken_back_and_given_otherwise(comes, ask, running):
+    ids = ask(texts(3))
+    person = comes()
+    first = person.answer(LEFT)
+    person.page.keyboard.press("z")  # perhaps while it is being sent
+    assert person.shown() == first
+    assert person.answer(RIGHT) == first
+    person.sent()
+    person.page.get_by_role("button", name="Undo").click()
+    assert person.shown() == first
+    for key in (CANNOT_TELL, LEFT, LEFT):
+        person.answer(key)
+    person.sent()
+    answers = stored(running)
+    assert [meaning(answers[id]) for id in (first, *sorted(set(ids) - {first}))] == [CANNOT_TELL, LEFT, LEFT]
+
+
+def test_a_held_key_answers_one_question(comes, ask, running):
+    ids = ask(texts(3))
+    person = comes()
+    first = person.shown()
+    person.page.keyboard.down(LEFT)
+    assert person.shown() != first
+    person.page.keyboard.down(LEFT)  # it repeats
+    person.shown()
+    person.page.keyboard.up(LEFT)
+    person.sent()
+    assert set(stored(running)) & set(ids) == {first}
+
+
+def test_answers_given_offline_are_sent_later(comes, ask, running, snap):
+    ids = ask(texts(6))
+    person = comes()
+    person.shown()
+    person.context.set_offline(True)
+    given = [person.answer(RIGHT) for _ in range(3)]
+    badge = person.page.get_by_role("button", name="unsent: 3")
+    expect(badge).to_be_visible()
+    snap(person.page, "unsent")
+    assert not set(stored(running)) & set(ids)
+    person.context.set_offline(False)
+    expect(badge).to_be_hidden()
+    person.sent()
+    assert set(stored(running)) & set(ids) == set(given)
+    person.forgive(OFFLINE)
+
+
+def test_unsent_answers_survive_a_reload(comes, ask, running):
+    ids = ask(texts(6))
+    person = comes()
+    person.shown()
+    person.context.route("**/api/answer", lambda route: route.abort())
+    given = [person.answer(LEFT) for _ in range(2)]
+    person.page.reload()
+    assert person.shown() not in given
+    badge = person.page.get_by_role("button", name="unsent: 2")
+    expect(badge).to_be_visible()
+    person.context.unroute("**/api/answer")
+    badge.click()
+    person.sent()
+    assert set(stored(running)) & set(ids) == set(given)
+    person.forgive(OFFLINE)
+
+
+def test_a_pause_is_said_and_ends_by_itself(comes, ask, running):
+    ask(texts(2))
+    running.labeling.queue.pause()
+    try:
+        person = comes()
+        expect(person.page.get_by_role("heading")).to_have_text("Paused")
+    finally:
+        running.labeling.queue.pause(False)
+    person.answer(LEFT)
+
+
+def test_leases_are_kept_and_left_to_others_when_nobody_is_there(comes, ask):
+    ask(texts(2))
+    person = comes()
+    person.page.clock.install()
+    person.page.reload()
+    expect(person.page.locator(SHOWN)).to_be_visible()
+    with person.page.expect_request("**/api/beat") as beat:
+        person.page.clock.run_for(21_000)
+    assert len(json.loads(beat.value.post_data or "")["questions"]) == 2
+    person.page.clock.run_for(5 * 60_000)
+    expect(person.page.get_by_text("You were away")).to_be_visible()
+    with person.page.expect_request("**/api/beat"):
+        person.page.keyboard.press("Shift")
+    expect(person.page.get_by_text("You were away")).to_be_hidden()
+
+
+def test_a_tab_leaves_out_what_another_has_answered(comes, ask, running):
+    ids = ask(texts(3))
+    person = comes()
+    other = person.tab()
+    other.goto("/")
+    first = person.shown(other)
+    assert person.answer(LEFT) == first
+    other.locator(f'[data-question="{first}"]').wait_for(state="detached")
+    second = person.answer(RIGHT, other)
+    third = person.answer(LEFT)
+    person.sent()
+    person.sent(other)
+    assert sorted((first, second, third)) == sorted(ids)
+    answers = stored(running)
+    assert [meaning(answers[id]) for id in (first, second, third)] == [LEFT, RIGHT, LEFT]
+
+
+def test_a_session_of_another_tab_goes_on_here(comes, ask, running):
+    (id, _) = ask(texts(2))
+    person = comes("erna")
+    person.shown()
+    other = person.tab()
+    other.goto(f"/invite/{running.access.invite('annotator', name='erna')}")
+    other.get_by_role("button", name="Begin").click()
+    other.wait_for_url(f"{running.url}/")
+    assert person.answer(LEFT) == id
+    person.sent()
+    assert meaning(stored(running)[id]) == LEFT
+    person.forgive("status of 403")
+
+
+def test_events_that_were_refused_are_listened_to_again(comes, ask):
+    person = comes()
+    person.context.route("**/api/events", lambda route: route.fulfill(status=503, json={"detail": "not now"}))
+    person.page.reload()
+    expect(person.page.get_by_text("offline")).to_be_visible()
+    person.context.unroute("**/api/events")
+    expect(person.page.get_by_text("offline")).to_be_hidden()
+    person.forgive("status of 503")
+
+
+def test_who_is_banned_is_told(comes, ask, running):
+    ask(texts(2))
+    person = comes("fred")
+    person.shown()
+    running.labeling.queue.ban("fred", True)
+    person.page.reload()
+    expect(person.page.get_by_role("alert")).to_contain_text("ask who runs this labeler")
+    person.forgive("status of 403")
+
+
+def test_the_service_is_away_for_a_while(comes, ask):
+    ask(texts(1))
+    person = comes()
+    person.shown()
+    person.context.route(
+        "**/api/*", lambda route: route.fulfill(status=503, json={"detail": "the disk is full"})
+    )
+    person.answer(LEFT)
+    expect(person.page.get_by_role("alert")).to_contain_text("the disk is full")
+    person.context.unroute("**/api/*")
+    expect(person.page.get_by_role("heading")).to_have_text("No questions at the moment")
+    person.sent()
+    person.forgive("status of 503")
+
+
+# Clips
+
+
+def test_clips_play_in_step_slower_and_picture_by_picture(comes, ask, offscreen_gl):
+    ask(cheetahs(2))
+    person = comes()
+    page = person.page
+    person.shown()
+    videos = page.locator(f"{SHOWN} video")
+
+    def every(what):
+        return videos.evaluate_all(f"all => all.map(video => video.{what})")
+
+    assert every("paused") == [False, False]
+    page.keyboard.press("-")
+    page.get_by_role("button", name="0.5×", pressed=True).wait_for()
+    assert every("playbackRate") == [0.5, 0.5]
+    page.keyboard.press("+")
+    page.get_by_role("button", name="2×").click()
+    assert every("playbackRate") == [2, 2]
+    page.wait_for_function(LOOPED)
+    page.keyboard.press(" ")
+    page.get_by_role("button", name="Play").wait_for()
+    assert every("paused") == [True, True]
+    page.keyboard.press("r")
+    page.get_by_role("button", name="Pause").wait_for()
+    for key, pictures in ((".", 1), (".", 1), (",", -1)):
+        page.keyboard.press(key)
+        before = every("currentTime")
+        page.keyboard.press(key)
+        assert np.allclose(np.subtract(every("currentTime"), before), pictures / 20, atol=1e-3)
+    one, other = every("currentTime")
+    assert abs(one - other) < 0.08
+    assert page.locator(".question.ahead video").evaluate_all("all => all.every(v => v.readyState === 4)")
+
+
+LOOPED = f"""() => {{
+  const at = document.querySelector("{SHOWN} video").currentTime;
+  window.latest = Math.max(window.latest ?? 0, at);
+  return at < window.latest / 2;
+}}"""
+
+
+def test_a_clip_that_cannot_be_played_is_said_and_passed_on(comes, ask, offscreen_gl):
+    ids = ask(cheetahs(1) + texts(1))
+    person = comes()
+    person.context.route("**/clips/*", lambda route: route.abort())
+    person.page.reload()
+    while person.shown() != ids[0]:
+        person.answer(LEFT)
+    with person.page.expect_request("**/api/give_back") as given_back:
+        person.page.get_by_role("button", name="Next question").first.click()
+    said = json.loads(given_back.value.post_data or "")
+    assert said["question"] == ids[0]
+    assert re.fullmatch(r"[0-9a-f]{64}\.mp4: cannot be played", said["broken"])
+    person.forgive(OFFLINE)
+
+
+def test_who_wants_less_motion_starts_the_clips_themselves(comes, ask, offscreen_gl):
+    ask(cheetahs(1))
+    person = comes(reduced_motion="reduce")
+    person.shown()
+    paused = f"() => [...document.querySelectorAll('{SHOWN} video')].every(video => video.paused)"
+    assert person.page.evaluate(paused)
+    person.page.keyboard.press(" ")
+    person.page.wait_for_function(paused.replace("every(video => ", "every(video => !"))
+
+
+# Kinds
+
+
+def asked_as(shape):
+    """A question as an annotator would get it."""
+    stretch = segments(CARTPOLE, 1, length=12)[0]
+    task = {"task": "Keep the pole upright."}
+    torque = {"env": "Pendulum-v1", "space": {"low": [-2], "high": [2]}}
+    return {
+        "comparison": Query("q", "comparison", [stretch] * 2, task),
+        "comparison-of-three": Query("q", "comparison", [stretch] * 3, task),
+        "sliders": Query("q", "action", [np.zeros(3, np.float32)], torque),
+        "demonstration": Query("q", "demonstration", [], {"env": "CartPole-v1", "seed": 1, "max_steps": 20}),
+    }[shape]
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys"),
+    [
+        ("comparison", [TIE]),
+        ("comparison-of-three", ["2"]),
+        ("sliders", ["End", "Enter"]),
+        ("demonstration", ["x"]),
+    ],
+)
+def test_every_shape_is_answered_by_keys_alone(comes, ask, running, snap, shape, keys):
+    (id,) = ask([asked_as(shape)])
+    person = comes(color_scheme="dark")
+    page = person.page
+    assert person.shown() == id
+    assert axe(page) == []
+    snap(page, f"{shape}-dark")
+    page.set_viewport_size(PHONE)
+    assert sideways(page) == []
+    for key in keys:
+        page.keyboard.press(key)
+    page.locator(f'[data-question="{id}"]').wait_for(state="detached")
+    person.sent()
+    said = stored(running)[id]
+    if shape == "comparison":
+        assert said["value"] == [0.5, 0.5]
+    elif shape == "comparison-of-three":
+        assert said["value"][said["side_shown"][1]] == 1
+    elif shape == "sliders":
+        assert said["value"] == [2.0]
+    else:
+        assert said["cannot_tell"]
+        person.forgive("WebSocket")
+
+
+PAD = """() => {
+  window.pad = {axes: [0.5], buttons: [{pressed: false}]};
+  navigator.getGamepads = () => [window.pad];
+  dispatchEvent(new Event("gamepadconnected"));
+}"""
+
+
+def test_a_gamepad_moves_the_sliders_and_sends(comes, ask, running):
+    (id,) = ask([asked_as("sliders")])
+    person = comes()
+    person.shown()
+    person.page.evaluate(PAD)
+    expect(person.page.get_by_role("slider")).to_have_value("1")
+    person.page.evaluate("() => void (pad.buttons[0].pressed = true)")
+    person.page.locator(f'[data-question="{id}"]').wait_for(state="detached")
+    person.sent()
+    assert stored(running)[id]["value"] == [1.0]
+
+
+def test_a_button_that_was_clicked_does_not_keep_the_keys(comes, ask):
+    ask(texts(3))
+    person = comes()
+    first = person.answer(LEFT)
+    person.page.get_by_role("button", name="Undo").click()
+    assert person.shown() == first
+    person.page.keyboard.press(" ")  # undoes nothing more
+    assert person.answer(RIGHT) == first
+
+
+def test_long_texts_are_reached_by_keys(comes, ask):
+    long = "\n\n".join(f"Paragraph {n} of many." for n in range(80))
+    ask([Query("q", "text", [long, "short"], {"prompt": long})])
+    person = comes()
+    person.shown()
+    assert axe(person.page) == []
+    person.page.set_viewport_size(PHONE)
+    assert sideways(person.page) == []
+
+
+# Signing in
+
+
+def test_people_come_in_by_an_invite_and_a_name(browser, comes, running, snap):
+    person = comes(enters=False)
+    page = person.page
+    page.goto("/")
+    expect(page.get_by_role("heading")).to_have_text("You need an invite")
+    assert axe(page) == []
+    snap(page, "no-access")
+    page.goto("/invite/nonsense")
+    page.get_by_role("textbox").fill("Zoë")
+    snap(page, "invite")
+    assert axe(page) == []
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("invite")
+    assert axe(page) == []
+    page.goto(f"/invite/{running.access.invite('annotator')}")
+    page.get_by_role("textbox").fill("Zoë")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/")
+    expect(page.get_by_role("heading")).to_have_text("No questions at the moment")
+    running.access.revoke("Zoë", by="a test")
+    page.reload()
+    expect(page.get_by_role("heading")).to_have_text("You need an invite")
+    person.forgive(r"status of (401|403|404|410|422)")
+
+
+# The operator's page
+
+
+@pytest.fixture
+def looked_after(tmp_path):
+    """A labeler of a run that has a curve, with a dead letter and some answers."""
+    path = tmp_path / "dagger-cartpole"
+    with RunDirectory.create(path, {"env": {"id": "CartPole-v1"}}) as run:
+        for k, mean in enumerate((22.0, 61.5, 140.0, 233.0, 391.0, 478.0)):
+            spread = 60 / (k + 1)
+            figures = {"return_mean": mean, "return_ci95": [mean - spread, mean + spread]}
+            run.log({"env_steps": 2000 * (k + 1), "expert_labels": 150 * (k + 1), **figures}, step=k)
+        run.clips.mkdir(exist_ok=True)
+        render(CARTPOLE, 0, np.arange(12) % 2, run.clips / "best.mp4", size=128)
+    with served(path / "labeler", run=path) as labeler:
+        yield labeler
+
+
+def test_operators_see_how_it_goes_and_do_something_about_it(comes, looked_after, ask, snap):
+    running = looked_after
+    ask(texts(30), at=running)
+    for n, name in enumerate(("anna", "bela", "cleo")):
+        for one in running.labeling.assign(name, 6 - n):
+            running.labeling.answer(one.id, name, [1, 0], started_at=time.time() - 3)
+    (broken,) = ask([dataclasses.replace(texts(1)[0], priority=9)], at=running)
+    for name in ("anna", "bela", "cleo"):
+        running.labeling.assign(name, 1)
+        running.labeling.give_back(broken, name, "its clip cannot be decoded")
+    assert broken in running.labeling.queue.dead()
+    person = comes("olga", "operator", at=running)
+    page = person.page
+    expect(page.get_by_role("img", name="Return 478 after 12k steps and 900 labels")).to_be_visible()
+    page.wait_for_function("() => document.querySelector('video').readyState >= 2")
+    expect(page.get_by_role("row", name=re.compile("anna"))).to_contain_text("6")
+    expect(page.get_by_text("its clip cannot be decoded").first).to_be_visible()
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert axe(page) == []
+        snap(page, "operator" if scheme == "light" else "operator-dark")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    assert running.labeling.assign("dora", 1) == []
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("button", name="Drain")).to_be_visible()
+    assert len(running.labeling.assign("dora", 1)) == 1
+    page.get_by_role("row", name=re.compile("cleo")).get_by_role("button", name="Ban").click()
+    expect(page.get_by_role("row", name=re.compile("cleo")).get_by_role("button")).to_have_text("Ask again")
+    page.locator(".dead").get_by_role("button", name="Ask again").click()
+    expect(page.locator(".dead")).to_be_hidden()
+    page.get_by_role("button", name="Make a link").click()
+    link = page.get_by_label("The link").input_value()
+    guest = comes(enters=False, at=running)
+    guest.page.goto(link)
+    guest.page.get_by_role("textbox").fill("gus")
+    guest.page.keyboard.press("Enter")
+    guest.answer(LEFT)
+    expect(page.get_by_role("row", name=re.compile("gus"))).to_contain_text("1")  # without a reload
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Answers as JSON lines").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == 16
+    page.get_by_text("Who did what").click()
+    expect(page.locator(".audit")).to_contain_text("paused")
+    page.set_viewport_size(PHONE)
+    assert sideways(page) == []
+    assert axe(page) == []
