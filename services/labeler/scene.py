@@ -149,23 +149,23 @@ class Line:
     def ticks(
         self, period_s: float, goes_on: Callable[[], bool], hear: Callable[[Mapping[str, Any]], None]
     ) -> Iterator[None]:
-        """Once every period while it goes on; what is said meanwhile is heard. Ends when nobody is there.
+        """Once every period while it goes on; what is said meanwhile is heard, however slow the rest is. Ends
+        when nobody is there.
 
         Who is late, for a slow line, does not hurry afterwards.
         """
         due = time.monotonic()
         while True:
-            if goes_on() and time.monotonic() >= due:
+            went_on = goes_on()
+            left_s = max(0.0, due - time.monotonic()) if went_on else None
+            try:
+                said = self._heard.get(left_s != 0.0, left_s)
+            except queue.Empty:
                 yield
                 due = max(due + period_s, time.monotonic())
                 continue
-            try:
-                said = self._heard.get(timeout=due - time.monotonic() if goes_on() else None)
-            except (queue.Empty, ValueError):  # ValueError: it is due by now
-                continue
             if said is None:
                 return
-            went_on = goes_on()
             hear(said)
             if not went_on:
                 due = time.monotonic()
