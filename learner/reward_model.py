@@ -146,11 +146,13 @@ class RewardModel(nn.Module):
 
     def _see(self, data: Fitting) -> None:
         """Set the moments of the observations."""
-        for leaf, x in zip(self.encoder.leaves, tree.flatten(data.obs), strict=True):
-            norm = leaf.norm
-            if norm is not None:
-                rows = x.flatten(0, 2).double()
-                norm.set(len(rows), rows.mean(0), rows.var(0, unbiased=False))  # type: ignore[operator]
+        norms: list[Any] = [leaf.norm for leaf in self.encoder.leaves]
+        for norm in filter(None, norms):
+            norm.count.zero_()
+        for rows in data.all() if any(norms) else ():
+            for norm, x in zip(norms, tree.flatten(data.rows(rows)[0]), strict=True):
+                if norm is not None:
+                    norm.merge(x.flatten(0, 2))
 
     def _pass(self, data: Fitting, minibatch: int, rng: np.random.Generator) -> float:
         total = weight = 0.0
@@ -210,23 +212,23 @@ class RewardModel(nn.Module):
 
 
 class Fitting:
-    """Comparisons as tensors, what each member draws of them, and which are held out."""
+    """Comparisons part by part, which may lie on the disk; what each member draws, and which are held out."""
 
     def __init__(self, compared: Compared, members: int, seed: int) -> None:
-        self.obs = tree.map_structure(_tensor, compared.obs)
-        self.actions, self.weights = _tensor(compared.actions), _tensor(compared.weights)
+        self.compared = compared
         draws = [drawn(int(number), members, seed) for number in compared.numbers]
         self.counts = torch.tensor(np.array([counts for counts, _ in draws], np.float32).T)  # [M, N]
         self._held_out = np.array([held for _, held in draws], bool)
         if self._held_out.all():  # of a handful
             self._held_out[:] = False
-        self._segment_rows = int(np.prod(compared.weights.shape[1:])) * self.actions.shape[2]
+        self._steps = int(np.prod(compared.actions.shape[1:3]))  # of one comparison
 
     def rows(self, rows: Array) -> tuple[Tree, Tensor, Tensor, Tensor]:
         """obs and actions [n, K, L, ...], weights [n, K], counts [M, n] of these comparisons."""
-        index = torch.from_numpy(rows)
-        obs = tree.map_structure(lambda x: x[index], self.obs)
-        return obs, self.actions[index], self.weights[index], self.counts[:, index]
+        one = self.compared
+        obs = tree.map_structure(lambda x: torch.from_numpy(x[rows]), one.obs)
+        counts = self.counts[:, torch.from_numpy(rows)]
+        return obs, torch.from_numpy(one.actions[rows]), torch.from_numpy(one.weights[rows]), counts
 
     def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Array]:
         kept = rng.permutation(np.flatnonzero(~self._held_out))
@@ -239,7 +241,7 @@ class Fitting:
         yield from self._in_parts(np.arange(len(self._held_out)))
 
     def _in_parts(self, rows: Array) -> Iterator[Array]:
-        size = max(1, ROWS // self._segment_rows)
+        size = max(1, ROWS // self._steps)
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
 
 
@@ -247,7 +249,3 @@ def drawn(number: int, members: int, seed: int) -> tuple[Array, bool]:
     """How often each member [M] draws the comparison of this number, and whether it is held out."""
     rng = np.random.default_rng([seed, number])
     return rng.poisson(1.0, members), bool(rng.random() < HELD_OUT)
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
