@@ -1,14 +1,15 @@
-"""Demonstrations from files: npz, safetensors, the dataset of another run.
+"""Demonstrations from files: npz, safetensors, the dataset of another run, folders of what people corrected.
 
 A file holds `obs` and `acts`, equally long, or whole trajectories as the `imitation` library stores them:
 `obs` has one row more per episode, and `indices` says where `acts` is split into episodes. Nested
-observations are `obs.joints`, `obs.camera`; where the words are 0, 1, ... they are parts of a tuple.
+observations are `obs.joints`, `obs.camera`; where the words are 0, 1, ... they are parts of a tuple. Where
+there is `by_expert`, as in episodes that a policy and a person shared, only the rows where it holds count.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,18 @@ from tutelage.plugins import did_you_mean
 from tutelage.types import Array, Demonstrations, Tree
 
 ACTION_NAMES = ("acts", "actions")
+BY_EXPERT = "by_expert"
+CORRECTIONS = Path("labeler") / "corrections"  # of a run: what people did where they took over
 
 
 def load_demonstrations(path: Path | str) -> Demonstrations:
-    """Demonstrations from a .npz or .safetensors file, a dataset's folder or a run's.
+    """Demonstrations from a .npz or .safetensors file, a folder of them, a dataset's folder or a run's.
 
-    Raises DatasetError that says what the file lacks.
+    A run's are those of its dataset and of its corrections. Raises DatasetError that says what a file lacks.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _from_dataset(path)
+        return _from_folder(path)
     if not path.is_file():
         raise DatasetError(f"no demonstrations in {path}: no such file or folder")
     match path.suffix:
@@ -47,13 +50,45 @@ def load_demonstrations(path: Path | str) -> Demonstrations:
     return _from_arrays(path, arrays)
 
 
-def _from_dataset(path: Path) -> Demonstrations:
+def _from_folder(path: Path) -> Demonstrations:
+    parts = [load_demonstrations(file) for file in files_in(path)]
+    if (dataset := dataset_in(path)) is not None:
+        rows = dataset.take(np.arange(len(dataset)))
+        parts.insert(0, Demonstrations(rows["obs"], rows["actions"], source=str(path)))
+    if not parts:
+        raise DatasetError(
+            f"no demonstrations in {path}: neither a dataset nor a run that has one, nor files of them"
+        )
+    return parts[0] if len(parts) == 1 else _joined(path, parts)
+
+
+def dataset_in(path: Path) -> Dataset | None:
+    """The dataset that a folder is or has, if there is anything in it."""
     folder = path / "dataset" if (path / "dataset").is_dir() else path
     dataset = Dataset(folder, writable=False)
-    if not len(dataset):
-        raise DatasetError(f"no demonstrations in {path}: neither a dataset nor a run that has one")
-    rows = dataset.take(np.arange(len(dataset)))
-    return Demonstrations(rows["obs"], rows["actions"], source=str(path))
+    return dataset if len(dataset) else None
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files of a folder, or of a run's corrections."""
+    folder = path / CORRECTIONS if (path / CORRECTIONS).is_dir() else path
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in (".npz", ".safetensors") and not file.name.startswith(".")
+    )
+
+
+def _joined(path: Path, parts: Sequence[Demonstrations]) -> Demonstrations:
+    def join(*leaves: Array) -> Array:
+        return np.concatenate(leaves)
+
+    try:
+        obs = tree.map_structure(join, *(part.obs for part in parts))
+        actions = tree.map_structure(join, *(part.actions for part in parts))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path}: its demonstrations are of different shapes: {error}") from None
+    return Demonstrations(obs, actions, source=str(path))
 
 
 def _npz(path: Path) -> dict[str, Array]:
@@ -73,7 +108,7 @@ def _safetensors(path: Path) -> dict[str, Array]:
 
 
 def _matters(name: str) -> bool:
-    return name.split(".")[0] in ("obs", "indices", *ACTION_NAMES)
+    return name.split(".")[0] in ("obs", "indices", BY_EXPERT, *ACTION_NAMES)
 
 
 def _from_arrays(path: Path, arrays: Mapping[str, Array]) -> Demonstrations:
@@ -81,9 +116,23 @@ def _from_arrays(path: Path, arrays: Mapping[str, Array]) -> Demonstrations:
     actions = _nested(path, next((name for name in ACTION_NAMES if _parts(name, arrays)), "acts"), arrays)
     N = _rows(path, "acts", actions)
     obs = _without_last(path, obs, N, arrays.get("indices"))
+    if BY_EXPERT in arrays:
+        mine = _mask(path, arrays[BY_EXPERT], N)
+        obs = tree.map_structure(lambda leaf: leaf[mine], obs)
+        actions = tree.map_structure(lambda leaf: leaf[mine], actions)
+        N = int(mine.sum())
     if not N:
         raise DatasetError(f"{path}: holds no transitions")
     return Demonstrations(obs, actions, source=str(path))
+
+
+def _mask(path: Path, by_expert: Array, N: int) -> Array:
+    if by_expert.dtype != np.bool_ or by_expert.shape != (N,):
+        raise DatasetError(
+            f"{path}: by_expert must be {N:,} booleans, one for each row of acts, got {by_expert.dtype} "
+            f"{by_expert.shape}"
+        )
+    return by_expert
 
 
 def _parts(column: str, arrays: Mapping[str, Array]) -> list[str]:

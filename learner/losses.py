@@ -6,6 +6,7 @@ Log-probabilities and entropies are summed over the components of an action.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -107,3 +108,17 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip: float) -> 
 def approximate_kl(log_ratio: Tensor) -> Tensor:
     """KL(π_old ‖ π) from samples of π_old: the mean of (ρ − 1) − log ρ, never negative (Schulman, 2020)."""
     return (torch.expm1(log_ratio) - log_ratio).mean()
+
+
+def bradley_terry(returns: Tensor, weights: Tensor, *, careless: float = 0.0) -> Tensor:
+    """−Σ_k w_k log P_k [...] of segments' returns [..., K] and an answer's weights [..., K] that sum to 1.
+
+    P_k = (1 − ε) softmax_k(returns) + ε / K: the probability that option k is preferred by somebody who
+    answers at random with probability ε = `careless` (Bradley & Terry, 1952; Christiano et al., 2017, eq. 1
+    and section 2.2.3). A tie has equal weights.
+    """
+    logp = F.log_softmax(returns, dim=-1)
+    if careless:
+        at_random = torch.full_like(logp, math.log(careless / returns.shape[-1]))
+        logp = torch.logaddexp(logp + math.log1p(-careless), at_random)
+    return -(weights * logp).sum(-1)

@@ -14,8 +14,7 @@ import tree
 from actors.environments import columns, leaf_spaces, make_env, make_vector
 from expert_oracle.human import context_of
 from expert_oracle.loading import OracleSpec, checked
-from learner.dataset import Dataset
-from learner.demonstrations import load_demonstrations
+from learner.demonstrations import dataset_in, load_demonstrations
 from learner.methods import method_class
 from services.overrides import check_arguments
 from services.run_directory import RunDirectory
@@ -222,11 +221,11 @@ def check_demonstrations(path: str, env: gym.Env) -> None:
 
 
 def some_demonstrations(path: Path) -> Demonstrations:
-    """All that a file holds; of a dataset, which may be larger than the memory, the first row."""
-    if not path.is_dir():
+    """All that files hold; of a dataset, which may be larger than the memory, the first row."""
+    dataset = dataset_in(path) if path.is_dir() else None
+    if dataset is None:
         return load_demonstrations(path)
-    folder = path / "dataset" if (path / "dataset").is_dir() else path
-    row = Dataset(folder, writable=False).take(np.zeros(1, np.int64))
+    row = dataset.take(np.zeros(1, np.int64))
     return Demonstrations(row["obs"], row["actions"], source=str(path))
 
 

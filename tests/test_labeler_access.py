@@ -6,8 +6,10 @@ import time
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.routing import Mount
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from services.labeler.access import Access, Audit, Limiter, Person, Refused, secret_of
 from services.labeler.app import create_app
@@ -51,6 +53,8 @@ WHO_MAY = {
     "POST /api/operator/revoke": OPERATING,
     "GET /api/operator/export.{form}": OPERATING,
     "GET /api/openapi.json": OPERATING,
+    "WS /api/play/{question}": ANNOTATING,
+    "WS /api/live": ANNOTATING,
 }
 """Roles that reach a route; "" is nobody's."""
 BODIES = {
@@ -92,6 +96,8 @@ def routes(router):
             yield f"MOUNT {route.path}"
         elif hasattr(route, "original_router"):  # included, with all of its own
             yield from routes(route.original_router)
+        elif isinstance(route, APIWebSocketRoute):
+            yield f"WS {route.path}"
         else:
             assert isinstance(route, APIRoute), f"{route} is of no kind that this test knows"
             yield from (f"{method} {route.path}" for method in sorted(set(route.methods or ()) - {"HEAD"}))
@@ -123,9 +129,23 @@ def test_every_route_is_for_the_roles_that_the_table_says(running):
 
 
 def status_of(client, method, path):
-    concrete = path.replace("{form}", "jsonl").replace("{name}", "x").replace("{token}", "x")
+    concrete = re.sub("{[a-z]+}", "x", path.replace("{form}", "jsonl"))
+    if method == "WS":
+        return status_of_socket(client, concrete)
     with client.stream(method, concrete, json=BODIES.get(path)) as response:
         return response.status_code
+
+
+def status_of_socket(client, path):
+    url = str(client.base_url).rstrip("/")
+    headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+    if "Authorization" in client.headers:
+        headers["Authorization"] = client.headers["Authorization"]
+    try:
+        with connect(url.replace("http", "ws", 1) + path, origin=url, additional_headers=headers):
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
 
 
 def test_an_invite_lets_in_as_many_as_it_says_and_only_whom_it_is_for(running, access):

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from services.labeler import operator, people
+from services.labeler import live, operator, people
 from services.labeler.access import Access, Refused
 from services.labeler.gate import Operator, Service
 from services.labeler.labeling import Labeling
@@ -79,6 +79,7 @@ def create_app(
     app.state.service = service
     app.include_router(people.router)
     app.include_router(operator.router)
+    app.include_router(live.router)
     _add_pages(app, static)
     _add_errors(app)
     app.add_middleware(Shield, only_loopback=access.off, https=secure)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
 
 from services.labeler.access import Access, Person, Refused, Role
+from services.labeler.stage import Stages
 
 if TYPE_CHECKING:
     from services.labeler.labeling import Labeling
@@ -41,6 +43,7 @@ class Service:
     run: Path | None = None  # its folder
     newest: Newest | None = None  # videos of its policy
     secure: bool = False  # served over https: cookies are for that only
+    stages: Stages = field(default_factory=Stages)
     threads: ThreadPoolExecutor = field(
         default_factory=partial(ThreadPoolExecutor, THREADS, thread_name_prefix="labeler")
     )
@@ -67,19 +70,24 @@ def needs(role: Role | None) -> Callable[[Request], Awaitable[Person]]:
     """
 
     async def person(request: Request) -> Person:
-        labeler: Service = request.app.state.service
-        caller = await _caller(labeler, request)
-        if role is not None and not caller.may(role):
-            labeler.access.audit.note("refused", by=caller.name, why=f"{request.url.path} is for {role}s")
-            raise Refused(403, f"this is for {role}s, and you are here as {caller.role}")
-        labeler.access.check_rate(caller)
-        return caller
+        return await let_in(request, role)
 
     person.role = role  # type: ignore[attr-defined]
     return person
 
 
-async def _caller(labeler: Service, request: Request) -> Person:
+async def let_in(connection: HTTPConnection, role: Role | None) -> Person:
+    """Who may do what `role` does. Raises Refused for others, as `needs` says."""
+    labeler: Service = connection.app.state.service
+    caller = await _caller(labeler, connection)
+    if role is not None and not caller.may(role):
+        labeler.access.audit.note("refused", by=caller.name, why=f"{connection.url.path} is for {role}s")
+        raise Refused(403, f"this is for {role}s, and you are here as {caller.role}")
+    labeler.access.check_rate(caller)
+    return caller
+
+
+async def _caller(labeler: Service, request: HTTPConnection) -> Person:
     access, bearer = labeler.access, request.headers.get("authorization", "")
     if bearer:
         kind, _, token = bearer.partition(" ")
@@ -92,21 +100,23 @@ async def _caller(labeler: Service, request: Request) -> Person:
     caller = access.trusted(session) or (session and await labeler.do(access.person, session)) or None
     if caller is None or caller.machine:
         raise Refused(401, "you are not signed in; open the link of your invite")
-    if request.method not in SAFE:
+    if request.scope["type"] == "websocket":  # pages can send no header of their own along with it
+        check_origin(request)
+    elif request.scope["method"] not in SAFE:
         check_origin(request)
         if not access.is_csrf(session, request.headers.get(CSRF, "")):
             raise Refused(403, f"{CSRF}: it is not that of your session; load the page again")
     return caller
 
 
-def check_origin(request: Request) -> None:
+def check_origin(request: HTTPConnection) -> None:
     """Raises Refused unless the request says that it comes from a page of this service."""
     origin = request.headers.get("origin", "")
     if not origin or urlsplit(origin).netloc != request.headers.get("host", ""):
         raise Refused(403, f"Origin: {origin or 'none'} is not this service; open its own page")
 
 
-def address(request: Request) -> str:
+def address(request: HTTPConnection) -> str:
     """Where a request comes from."""
     return request.client.host if request.client else ""
 

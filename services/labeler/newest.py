@@ -67,7 +67,7 @@ class Newest:
 
     def _film(self, checkpoint: Path, filmer: Filmer) -> None:
         try:
-            recipe, policy = self._recipe(), load_checkpoint(str(checkpoint))
+            recipe, policy = recipe_of(self._run), load_checkpoint(str(checkpoint))
             actions = episode(policy.act, recipe, SEED, LONGEST)
             with filmer:
                 filmer.film(Footage(recipe, SEED, actions, 0), self._video_of(checkpoint))
@@ -82,10 +82,11 @@ class Newest:
     def _video_of(self, checkpoint: Path) -> Path:
         return self._run.clips / NAME.format(checkpoint.name)
 
-    def _recipe(self) -> EnvRecipe:
-        """As `TrainerConfig.env_recipe` has it, without all that a trainer imports."""
-        environment = self._run.config()["environment"]
-        return EnvRecipe(str(environment["env"]), dict(environment.get("env_config") or {}))
+
+def recipe_of(run: RunDirectory) -> EnvRecipe:
+    """As `TrainerConfig.env_recipe` has it, without all that a trainer imports."""
+    environment = run.config()["environment"]
+    return EnvRecipe(str(environment["env"]), dict(environment.get("env_config") or {}))
 
 
 def _changed(path: Path) -> int:

@@ -60,6 +60,10 @@ class News:
         self.look()
         self._refresh()
 
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
     async def pause(self, seconds: float) -> None:
         """Sleep, or until the end."""
         with contextlib.suppress(TimeoutError):

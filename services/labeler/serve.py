@@ -28,6 +28,7 @@ from services.labeler.app import create_app
 from services.labeler.clips import Clips
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
+from services.labeler.live import LONGEST_MESSAGE
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
 from services.run_directory import RunDirectory, take_lock
@@ -242,6 +243,8 @@ async def _http(
             ssl_keyfile=settings.tls.tls_key or None,
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_S,
+            ws_max_size=LONGEST_MESSAGE,
+            ws_per_message_deflate=False,  # of pictures that are JPEGs it makes no less
         )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -251,6 +254,7 @@ async def _http(
         yield f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         await app.state.service.news.end()  # else it would wait for the streams
+        await app.state.service.stages.left()  # likewise for what is played, which ends with the news
         server.should_exit = True
         await _left(server, task)
 

@@ -1,0 +1,251 @@
+"""Rewards learnt from comparisons by an ensemble (Christiano et al., 2017, section 2.2).
+
+    model = RewardModel(observation_space, action_space, seed=0)
+    figures = model.fit(comparisons, passes=50)
+    rewards = model.rewards(obs, actions)          # [M, N], each member with mean 0 and deviation 1
+
+Departures from the paper:
+
+1. All members are one batched network, and each minibatch serves all of them: a comparison counts for a
+   member as often as a Poisson(1) draw says, the bootstrap that needs no copies (Oza & Russell, 2001). The
+   draw comes from the comparison's number, so it stays when others are added.
+2. A comparison is held out of all members with probability 1/e, likewise by its number.
+3. The paper adapts the ℓ2 regularisation so that the held-out loss is between 1.1 and 1.5 times the training
+   loss; so it is here, as decoupled weight decay.
+
+A Bradley–Terry reward has a free offset and scale. Both are fixed after each fit: over the segments' steps
+every member has mean 0 and standard deviation 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tree
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from learner.losses import bradley_terry
+from learner.mlp import EnsembleMLP
+from learner.nets import Encoder
+from tutelage.types import Array, Tree
+
+CARELESS = 0.1
+"""The paper's share of answers at random."""
+HELD_OUT = float(np.exp(-1))
+RATIO = (1.1, 1.5)  # of the held-out loss to the training loss, between which the decay is left alone
+DECAYS = (1e-6, 1.0)
+ROWS = 65_536  # in one forward without gradients
+LONG_MEMORY = 97  # an odd number that spreads seeds
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Answered comparisons of segments of one length. Made by: the data. Eaten by: the reward model."""
+
+    obs: Tree  # [N, K, L, ...]
+    actions: Array  # [N, K, L, ...]
+    weights: Array  # [N, K] float32, sum to 1
+    numbers: Array  # [N] int64, one for each comparison that ever was, in order
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+class RewardModel(nn.Module):
+    """M reward functions of (s, a)."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        *,
+        members: int = 3,
+        hiddens: tuple[int, ...] = (64, 64),
+        activation: str = "relu",
+        lr: float = 1e-3,
+        careless: float = CARELESS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.action_space, self.members, self.careless, self.seed = action_space, members, careless, seed
+        config = {"normalise_observations": True, "conv_filters": None}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = Encoder(observation_space, config)
+            sizes = [self.encoder.size + gym.spaces.flatdim(action_space), *hiddens, 1]
+            self.net = EnsembleMLP(members, sizes, activation, output_gain=1.0)
+        self.register_buffer("offset", torch.zeros(members, 1))
+        self.register_buffer("scale", torch.ones(members, 1))
+        self.optimiser = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=1e-4, fused=True)
+
+    @property
+    def decay(self) -> float:
+        """The regularisation as it is now."""
+        return self.optimiser.param_groups[0]["weight_decay"]
+
+    def forward(self, obs: Tree, actions: Tensor) -> Tensor:
+        """Rewards [M, N] as they are fitted, of observations [N, ...] and actions [N, ...]."""
+        features = torch.cat([self.encoder(obs), self._action_features(actions)], dim=-1)
+        return self.net(features).squeeze(-1)
+
+    @torch.no_grad()
+    def rewards(self, obs: Tree, actions: Tensor) -> Tensor:
+        """Rewards [M, N] on the common scale."""
+        rows = len(actions)
+        parts = [
+            self(tree.map_structure(lambda x, i=i: x[i : i + ROWS], obs), actions[i : i + ROWS])
+            for i in range(0, rows, ROWS)
+        ]
+        return (torch.cat(parts, dim=-1) - self.offset) / self.scale
+
+    def _action_features(self, actions: Tensor) -> Tensor:
+        space = self.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            return F.one_hot(actions.long() - int(space.start), int(space.n)).float()
+        if isinstance(space, gym.spaces.MultiDiscrete):
+            columns = zip(actions.long().flatten(1).unbind(-1), space.nvec.ravel(), strict=True)
+            return torch.cat([F.one_hot(column, int(n)) for column, n in columns], dim=-1).float()
+        low, high = (torch.as_tensor(bound).to(actions) for bound in (space.low, space.high))  # type: ignore[attr-defined]
+        return actions.clamp(low, high).flatten(1).float()  # as the environment takes them
+
+    def returns(self, obs: Tree, actions: Tensor) -> Tensor:
+        """Sums of fitted rewards [M, N, K] over segments [N, K, L, ...]."""
+        shape = actions.shape[:3]
+        flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
+        return self(flat, actions.flatten(0, 2)).unflatten(-1, shape).sum(-1)
+
+    # Fitting
+
+    def fit(
+        self, compared: Compared, *, passes: int = 1, minibatch: int = 64, seed: int = 0
+    ) -> dict[str, float]:
+        """Descend through all comparisons `passes` times; the figures are of the last pass.
+
+        Returns `loss`, `held_out_loss` (NaN while nothing is held out), `accuracy` of the held-out ones that
+        are no ties, `decay`.
+        """
+        data = Fitting(compared, self.members, self.seed)
+        self._see(data)
+        rng = np.random.default_rng([seed, LONG_MEMORY])
+        loss = float("nan")
+        for _ in range(passes):
+            loss = self._pass(data, minibatch, rng)
+        held_out, accuracy = self.test(data)
+        self._adapt(loss, held_out)
+        self._normalise(data)
+        return {"loss": loss, "held_out_loss": held_out, "accuracy": accuracy, "decay": self.decay}
+
+    def _see(self, data: Fitting) -> None:
+        """Set the moments of the observations."""
+        norms: list[Any] = [leaf.norm for leaf in self.encoder.leaves]
+        for norm in filter(None, norms):
+            norm.count.zero_()
+        for rows in data.all() if any(norms) else ():
+            for norm, x in zip(norms, tree.flatten(data.rows(rows)[0]), strict=True):
+                if norm is not None:
+                    norm.merge(x.flatten(0, 2))
+
+    def _pass(self, data: Fitting, minibatch: int, rng: np.random.Generator) -> float:
+        total = weight = 0.0
+        for rows in data.minibatches(minibatch, rng):
+            obs, actions, weights, counts = data.rows(rows)
+            losses = bradley_terry(self.returns(obs, actions), weights, careless=self.careless)  # [M, n]
+            loss = (counts * losses).sum() / counts.sum().clamp(min=1)
+            self.optimiser.zero_grad()
+            (self.members * loss).backward()  # members share nothing: each has its own mean
+            self.optimiser.step()
+            total += float((counts * losses.detach()).sum())
+            weight += float(counts.sum())
+        return total / max(weight, 1.0)
+
+    @torch.no_grad()
+    def test(self, data: Fitting) -> tuple[float, float]:
+        """Loss and accuracy on the comparisons that are held out; NaN where there are none."""
+        losses, right = list[Tensor](), list[Tensor]()
+        for rows in data.held_out():
+            obs, actions, weights, _ = data.rows(rows)
+            returns = self.returns(obs, actions)
+            losses.append(bradley_terry(returns, weights, careless=self.careless).flatten())
+            decided = weights.max(-1).values > weights.mean(-1) + 1e-6
+            mean = returns.mean(0)
+            right.append((mean.argmax(-1) == weights.argmax(-1))[decided].float())
+        return tuple(float(torch.cat(parts).mean()) if parts else float("nan") for parts in (losses, right))  # type: ignore[return-value]
+
+    def _adapt(self, loss: float, held_out: float) -> None:
+        if not np.isfinite(held_out):
+            return
+        factor = 2.0 if held_out > RATIO[1] * loss else 0.5 if held_out < RATIO[0] * loss else 1.0
+        for group in self.optimiser.param_groups:
+            group["weight_decay"] = float(np.clip(factor * group["weight_decay"], *DECAYS))
+
+    @torch.no_grad()
+    def _normalise(self, data: Fitting) -> None:
+        sums, squares, count = 0.0, 0.0, 0
+        for rows in data.all():
+            obs, actions, *_ = data.rows(rows)
+            flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
+            rewards = self(flat, actions.flatten(0, 2)).double()
+            sums, squares = sums + rewards.sum(-1), squares + rewards.square().sum(-1)
+            count += rewards.shape[-1]
+        mean = torch.as_tensor(sums) / count
+        std = (torch.as_tensor(squares) / count - mean.square()).clamp(min=0).sqrt()
+        self.offset.copy_(mean[:, None])
+        self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std))[:, None])
+
+    # Checkpoints
+
+    def get_state(self) -> dict[str, Any]:
+        return {"weights": self.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.load_state_dict(state["weights"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+class Fitting:
+    """Comparisons part by part, which may lie on the disk; what each member draws, and which are held out."""
+
+    def __init__(self, compared: Compared, members: int, seed: int) -> None:
+        self.compared = compared
+        draws = [drawn(int(number), members, seed) for number in compared.numbers]
+        self.counts = torch.tensor(np.array([counts for counts, _ in draws], np.float32).T)  # [M, N]
+        self._held_out = np.array([held for _, held in draws], bool)
+        if self._held_out.all():  # of a handful
+            self._held_out[:] = False
+        self._steps = int(np.prod(compared.actions.shape[1:3]))  # of one comparison
+
+    def rows(self, rows: Array) -> tuple[Tree, Tensor, Tensor, Tensor]:
+        """obs and actions [n, K, L, ...], weights [n, K], counts [M, n] of these comparisons."""
+        one = self.compared
+        obs = tree.map_structure(lambda x: torch.from_numpy(x[rows]), one.obs)
+        counts = self.counts[:, torch.from_numpy(rows)]
+        return obs, torch.from_numpy(one.actions[rows]), torch.from_numpy(one.weights[rows]), counts
+
+    def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Array]:
+        kept = rng.permutation(np.flatnonzero(~self._held_out))
+        yield from np.array_split(kept, max(1, round(len(kept) / size))) if len(kept) else ()
+
+    def held_out(self) -> Iterator[Array]:
+        yield from self._in_parts(np.flatnonzero(self._held_out))
+
+    def all(self) -> Iterator[Array]:
+        yield from self._in_parts(np.arange(len(self._held_out)))
+
+    def _in_parts(self, rows: Array) -> Iterator[Array]:
+        size = max(1, ROWS // self._steps)
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def drawn(number: int, members: int, seed: int) -> tuple[Array, bool]:
+    """How often each member [M] draws the comparison of this number, and whether it is held out."""
+    rng = np.random.default_rng([seed, number])
+    return rng.poisson(1.0, members), bool(rng.random() < HELD_OUT)

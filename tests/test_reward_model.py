@@ -1,0 +1,158 @@
+"""A reward model finds the reward behind comparisons, whatever answers are wrong or ties."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expert_oracle.synthetic import Teacher
+from learner.losses import bradley_terry
+from learner.reward_model import HELD_OUT, Compared, Fitting, RewardModel, drawn
+
+BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+ACTIONS = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+
+def truth(obs, actions):
+    return np.tanh(obs[..., 0]) - 0.5 * obs[..., 1] ** 2 + actions[..., 0]
+
+
+def compared(N, *, L=10, K=2, seed=0, teacher=None, space=ACTIONS):
+    rng = np.random.default_rng(seed)
+    obs = (rng.normal(size=(N, K, L, 3)) * [1, 1, 100]).astype(np.float32)
+    actions = rng.uniform(-1, 1, (N, K, L, 2)).astype(np.float32)
+    teacher = teacher or Teacher()
+    rewards = truth(obs, actions)
+    answers = [teacher.weights(list(one)) for one in rewards]
+    kept = [n for n, answer in enumerate(answers) if answer is not None]
+    weights = np.array([answers[n] for n in kept], np.float32)
+    return Compared(obs[kept], actions[kept], weights, np.arange(len(kept)))
+
+
+def correlation(model, seed=9):
+    rng = np.random.default_rng(seed)
+    obs = (rng.normal(size=(2000, 3)) * [1, 1, 100]).astype(np.float32)
+    actions = rng.uniform(-1, 1, (2000, 2)).astype(np.float32)
+    found = model.rewards(torch.from_numpy(obs), torch.from_numpy(actions)).mean(0).numpy()
+    return np.corrcoef(found, truth(obs, actions))[0, 1]
+
+
+def test_bradley_terry_by_hand():
+    returns, weights = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    p = 1 / (1 + np.exp(-1.0))
+    torch.testing.assert_close(
+        bradley_terry(returns, weights), torch.tensor([-np.log(p)], dtype=torch.float32)
+    )
+    floor = bradley_terry(returns, weights, careless=0.1)
+    torch.testing.assert_close(floor, torch.tensor([-np.log(0.9 * p + 0.05)], dtype=torch.float32))
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=5), st.floats(0, 0.5), st.floats(-100, 100))
+def test_bradley_terry_has_a_free_offset_and_a_floor(returns, careless, offset):
+    r = torch.tensor([returns], dtype=torch.float64)
+    for k in range(len(returns)):
+        w = torch.eye(len(returns), dtype=torch.float64)[[k]]
+        loss = bradley_terry(r, w, careless=careless)
+        torch.testing.assert_close(
+            bradley_terry(r + offset, w, careless=careless), loss, rtol=1e-6, atol=1e-6
+        )
+        if careless:
+            assert loss <= -np.log(careless / len(returns)) + 1e-9
+        swapped = bradley_terry(r.flip(-1), w.flip(-1), careless=careless)
+        torch.testing.assert_close(swapped, loss)
+
+
+def test_a_tie_pulls_returns_together_and_a_preference_apart():
+    r = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    bradley_terry(r, torch.tensor([[0.5, 0.5]])).sum().backward()
+    assert r.grad is not None
+    assert r.grad[0, 0] > 0 > r.grad[0, 1]
+    r = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    bradley_terry(r, torch.tensor([[1.0, 0.0]])).sum().backward()
+    assert r.grad is not None
+    assert r.grad[0, 0] < 0 < r.grad[0, 1]
+
+
+def test_the_reward_behind_comparisons_is_found():
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    figures = model.fit(compared(600), passes=60)
+    assert correlation(model) > 0.9
+    assert figures["accuracy"] > 0.85
+    assert figures["held_out_loss"] < 0.5
+
+
+@pytest.mark.parametrize("teacher", [{"mistake": 0.1}, {"rationality": 1.0}, {"equal": 0.3}])
+def test_it_is_found_from_imperfect_answers_too(teacher):
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(compared(800, teacher=Teacher(**teacher)), passes=40)
+    assert correlation(model) > 0.8
+
+
+def test_of_several_options_the_best_counts():
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(compared(400, K=4), passes=60)
+    assert correlation(model) > 0.85
+
+
+def test_rewards_have_mean_0_and_deviation_1_whatever_their_offset():
+    data = compared(200)
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(data, passes=5)
+    obs, actions = (torch.from_numpy(x.reshape(-1, x.shape[-1])) for x in (data.obs, data.actions))
+    rewards = model.rewards(obs, actions)
+    torch.testing.assert_close(rewards.mean(-1), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rewards.std(-1), torch.ones(3), atol=1e-2, rtol=0)
+    with torch.no_grad():
+        model.net.biases[-1] += 7.0
+    model._normalise(Fitting(data, 3, 1))
+    torch.testing.assert_close(model.rewards(obs, actions), rewards, atol=1e-3, rtol=1e-3)
+
+
+def test_members_see_other_draws_which_stay():
+    draws = [drawn(n, 3, 0) for n in range(4000)]
+    counts = np.array([c for c, _ in draws])
+    assert abs(counts.mean() - 1) < 0.05
+    assert abs(np.corrcoef(counts.T)[0, 1]) < 0.06
+    assert abs(np.mean([held for _, held in draws]) - HELD_OUT) < 0.03
+    assert all(np.array_equal(drawn(n, 3, 0)[0], draws[n][0]) for n in (0, 17, 3999))
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(compared(100), passes=3)
+    one, two, three = model.rewards(torch.randn(50, 3), torch.rand(50, 2))
+    assert not torch.allclose(one, two)
+    assert not torch.allclose(two, three)
+
+
+def test_what_overfits_is_held_back_more():
+    few = compared(12, teacher=Teacher(mistake=0.5, seed=3))
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    before = model.decay
+    for _ in range(6):
+        model.fit(few, passes=40)
+    assert model.decay > before
+
+
+def test_a_fit_goes_on_from_a_checkpoint_as_if_nothing_had_been():
+    data = compared(100)
+    one = RewardModel(BOX, ACTIONS, seed=1)
+    one.fit(data, passes=2)
+    other = RewardModel(BOX, ACTIONS, seed=1)
+    other.set_state(one.get_state())
+    assert other.fit(data, passes=2, seed=5) == pytest.approx(one.fit(data, passes=2, seed=5), rel=1e-2)
+
+
+def test_discrete_actions_and_dictionaries_of_observations():
+    space = gym.spaces.Dict({"a": BOX, "b": gym.spaces.Discrete(3)})
+    rng = np.random.default_rng(0)
+    obs = {
+        "a": rng.normal(size=(300, 2, 5, 3)).astype(np.float32),
+        "b": rng.integers(0, 3, (300, 2, 5)),
+    }
+    actions = rng.integers(0, 4, (300, 2, 5))
+    better = (actions == 2).sum(-1).argmax(-1)
+    data = Compared(obs, actions, np.eye(2, dtype=np.float32)[better], np.arange(300))
+    model = RewardModel(space, gym.spaces.Discrete(4), seed=0)
+    model.fit(data, passes=30)
+    state = {"a": torch.zeros(4, 3), "b": torch.zeros(4, dtype=torch.int64)}
+    assert model.rewards(state, torch.arange(4)).mean(0).argmax() == 2
