@@ -139,6 +139,12 @@ def test_a_late_answer_counts_where_nobody_else_has_the_question(store, request)
     assert queue.lease("bert") == []
 
 
+def test_who_was_never_given_a_question_that_is_not_for_them_cannot_answer_it(queue):
+    queue.submit([Question("a", "text", only=["anna"]), Question("b", "text", never=["bert"])])
+    assert queue.answer("a", "bert", {})[0] == queue.answer("b", "bert", {})[0] == "lost"
+    assert queue.answer("a", "anna", {})[0] == queue.answer("b", "anna", {})[0] == "accepted"
+
+
 def test_a_heart_beat_keeps_a_question(store, request):
     queue = Queue(store, request.node.name[:80], lease_s=0.2)
     ask(queue, 2)
@@ -207,6 +213,8 @@ def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):
     queue.ban("anna")
     with pytest.raises(ServiceError, match="anna is banned"):
         queue.lease("anna")
+    assert not queue.undo("q0", "anna")
+    assert queue.answer("q1", "anna", {})[0] == "lost"
     assert ids(queue.lease("bert", n=5)) == ["q1", "q2"]
     queue.ban("anna", False)
     assert queue.lease("anna") == []

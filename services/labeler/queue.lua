@@ -114,10 +114,17 @@ local function among(names, who)
   return string.find(names, '\n' .. who .. '\n', 1, true) ~= nil
 end
 
+local function is_banned(p, who) return redis.call('SISMEMBER', p .. ':banned', who) == 1 end
+
+local function is_for(p, id, who)
+  local got = redis.call('HMGET', query_key(p, id), 'only', 'never')
+  return (got[1] == '' or among(got[1], who)) and not among(got[2], who)
+end
+
 local function may_take(p, id, who, kinds)
   local got = redis.call('HMGET', query_key(p, id), 'kind', 'never')
   if next(kinds) and not kinds[got[1]] then return false end
-  if got[2] ~= '' and among(got[2], who) then return false end
+  if among(got[2], who) then return false end
   return redis.call('HEXISTS', with_key(p, id), who) == 0
 end
 
@@ -178,7 +185,7 @@ end
 local function lend(keys, args)
   local p, id, who, now = keys[1], args[1], args[2], now_ms()
   if redis.call('EXISTS', p .. ':paused') == 1 then return 'refused' end
-  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return 'refused' end
+  if is_banned(p, who) then return 'refused' end
   if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'had' end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 'had' end
   take_lease(p, id, who, now, now + tonumber(args[3]))
@@ -191,7 +198,7 @@ local function lease(keys, args)
   local p, who, ttl, n = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
   local now = now_ms()
   expire(p, now)
-  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return redis.error_reply('BANNED') end
+  if is_banned(p, who) then return redis.error_reply('BANNED') end
   local paused = redis.call('GET', p .. ':paused')
   if paused and paused ~= 'drain' then return {} end
   local kinds, taken = {}, {}
@@ -245,7 +252,7 @@ local function answer(keys, args)
     drop_lease(p, id, who)
   else  -- the lease has ended: it counts if nobody else has the question instead
     local wanted, answered, leased = numbers(p, id)
-    if state ~= 'open' or wanted <= answered + leased then
+    if state ~= 'open' or wanted <= answered + leased or is_banned(p, who) or not is_for(p, id, who) then
       count(p, 'lost')
       return {'lost', ''}
     end
@@ -264,7 +271,7 @@ local function undo(keys, args)
   local with = redis.call('HGET', with_key(p, id), who)
   if not with or string.sub(with, 1, 7) ~= 'answer:' then return {'unknown', ''} end
   local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body')
-  if not got[3] then return {'late', ''} end
+  if not got[3] or is_banned(p, who) then return {'late', ''} end
   local event = string.sub(with, 8)
   redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event)
   unsettle(p, id)

@@ -154,7 +154,8 @@ class Queue:
         """What became of the answer, and its event's id.
 
         duplicate: the annotator has answered already; the event is that of the first answer. lost: somebody
-        else has the question by now, or it has all the answers that were wanted.
+        else has the question by now, it has all the answers that were wanted, or it is not for this annotator
+        or no longer.
         """
         outcome, event = self._call("answer", question, annotator, _json(body))
         return _text(outcome), _text(event)  # type: ignore[return-value]
