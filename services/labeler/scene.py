@@ -155,17 +155,16 @@ class Line:
         """
         due = time.monotonic()
         while True:
-            if goes_on() and time.monotonic() >= due:
+            went_on = goes_on()
+            wait_s = max(0.0, due - time.monotonic()) if went_on else None
+            try:
+                said = self._heard.get(timeout=wait_s) if wait_s != 0 else self._heard.get_nowait()
+            except queue.Empty:  # what was said is heard first, however late it is
                 yield
                 due = max(due + period_s, time.monotonic())
                 continue
-            try:
-                said = self._heard.get(timeout=due - time.monotonic() if goes_on() else None)
-            except (queue.Empty, ValueError):  # ValueError: it is due by now
-                continue
             if said is None:
                 return
-            went_on = goes_on()
             hear(said)
             if not went_on:
                 due = time.monotonic()
