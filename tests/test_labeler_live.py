@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
@@ -22,7 +21,7 @@ from websockets.sync.client import connect
 from actors.replay import replay
 from expert_oracle.checkpoint import SHIPPED, load_checkpoint
 from learner.demonstrations import load_demonstrations
-from services.labeler import corrections, live
+from services.labeler import corrections, live, stage
 from services.overrides import load_config
 from services.run_directory import RunDirectory
 from services.settings import preflight
@@ -220,14 +219,14 @@ def test_who_ends_it_is_done(labeler):
 
 
 def test_letting_go_does_nothing_where_there_is_such_an_action(labeler):
-    known = {"env": "MountainCar-v0", "seed": 1, "max_steps": 12}
+    known = {"env": "MountainCar-v0", "seed": 1, "max_steps": 60}
     asked(labeler, Query("d0", "demonstration", [], known))
     with socket(leased(labeler), "/api/play/d0") as play:
         play.until("ready")
         play.say(action=2)
         play.see(3)
         play.say(action=None)
-        play.until("ended", step=12, kept=True)
+        play.until("ended", step=60, kept=True)
     value = stored(labeler)["d0"]["value"]
     assert value[0] == 2
     assert value[-1] == 1  # "Do nothing"
@@ -372,21 +371,20 @@ def test_a_machine_plays_with_its_token(labeler):
     assert stored(labeler)["d0"]["value"] == [0, 0, 0]
 
 
-def test_too_many_at_once_are_told_so(labeler):
-    people = [page(labeler, f"p{n}") for n in range(3)]
-    with ThreadPoolExecutor() as threads:
-        held = list(threads.map(lambda n: Socket(people[n // 2], "/api/live"), range(4)))
-    for one in held:
-        one.until("policy")
-    with socket(people[0], "/api/live") as third:
-        assert "close one of them" in third.closed()[1]
-    with socket(people[2], "/api/live") as fifth:
-        assert "4 people play already" in fifth.closed()[1]
-    for one in held:
-        one.close()
+def test_too_many_at_once_are_told_so(labeler, monkeypatch):
+    monkeypatch.setattr(stage, "MOST", 2)
+    monkeypatch.setattr(stage, "MOST_EACH", 1)
+    anna, bert, carl = (page(labeler, name) for name in ("anna", "bert", "carl"))
+    with socket(anna, "/api/live") as first, socket(bert, "/api/live") as second:
+        first.until("policy")
+        second.until("policy")
+        with socket(anna, "/api/live") as another:
+            assert another.closed() == (1008, "you play in other windows already; close one of them")
+        with socket(carl, "/api/live") as third:
+            assert third.closed() == (1008, "2 people play already; try again in a while")
     no_stages(labeler)
-    with socket(people[2], "/api/live") as fifth:
-        fifth.until("policy")
+    with socket(carl, "/api/live") as third:
+        third.until("policy")
 
 
 def test_who_does_nothing_is_sent_away(labeler, monkeypatch):
@@ -426,7 +424,7 @@ def test_the_policy_drives_until_somebody_takes_over_and_what_they_do_is_learnt(
         drive.until("you")
         drive.see(3)  # nothing was pressed yet: the policy goes on
         drive.say(action=0)
-        drive.see(4)
+        drive.until("you", corrected=1)
         drive.say(take_over=False)
         handed_back = drive.until("policy")
         assert 1 <= handed_back["corrected"] <= handed_back["step"] - 8
@@ -495,8 +493,9 @@ def test_what_was_corrected_is_kept_whoever_leaves_and_however(labeler):
     for leave in ("restart", "close", "vanish", "garbage"):
         drive = Socket(anna, "/api/live")
         drive.until("policy")
-        drive.say(take_over=True)
         drive.say(action=0)
+        drive.say(take_over=True)
+        drive.until("you")
         drive.see(3)
         if leave == "restart":
             drive.say(restart=True)
@@ -593,8 +592,9 @@ def test_sigterm_in_the_middle_ends_all_and_keeps_corrections(tmp_path, run):
     with socket(you, "/api/live") as drive, socket(you, "/api/live") as idle:
         drive.until("policy")
         idle.until("policy")
-        drive.say(take_over=True)
         drive.say(action=0)
+        drive.say(take_over=True)
+        drive.until("you")
         drive.see(3)
         unread = threading.Thread(target=service.communicate)
         unread.start()

@@ -149,8 +149,11 @@ class Driving:
         self._line.show(self._scene.picture())
         if self._scene.ended:
             self._end(self._scene.ended)
-        elif time.monotonic() > self._told_at + TOLD_EVERY_S:
+        elif self._has_changed_hands() or time.monotonic() > self._told_at + TOLD_EVERY_S:
             self._tell()
+
+    def _has_changed_hands(self) -> bool:
+        return self._by_expert[-1:] != self._by_expert[-2:-1]
 
     def _end(self, how: str) -> None:
         steps = sum(self._by_expert)

@@ -39,7 +39,7 @@ IDLE_S = 60.0
 WATCHING_S = 900.0
 """Likewise of who watches a policy: to do nothing is what they are there for."""
 BEAT_S = 10.0  # between signs of life for the question
-SENDING_S = 20.0  # for one message, to who does not read
+SENDING_S, PARTING_S = 20.0, 2.0  # for one message, and the last one, to who does not read
 GONE, REFUSED, FAULT, STOPPING = 1000, 1008, 1011, 1012  # why a websocket is closed
 SWITCHES = ("take_over", "restart", "end")
 
@@ -158,7 +158,7 @@ async def _part(websocket: WebSocket, error: BaseException | None) -> None:
     else:
         over = Over("the service is at fault; its log says how", FAULT)
     with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):  # it has gone by itself
-        await asyncio.wait_for(websocket.close(over.code, _short(str(over))), SENDING_S)
+        await asyncio.wait_for(websocket.close(over.code, _short(str(over))), PARTING_S)
     if error is not None and over.code == FAULT:
         raise error
 

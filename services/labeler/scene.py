@@ -149,17 +149,18 @@ class Line:
     def ticks(
         self, period_s: float, goes_on: Callable[[], bool], hear: Callable[[Mapping[str, Any]], None]
     ) -> Iterator[None]:
-        """Once every period while it goes on; what is said meanwhile is heard. Ends when nobody is there.
+        """Once every period while it goes on; what is said meanwhile is heard, however slow the rest is. Ends
+        when nobody is there.
 
         Who is late, for a slow line, does not hurry afterwards.
         """
         due = time.monotonic()
         while True:
             went_on = goes_on()
-            wait_s = max(0.0, due - time.monotonic()) if went_on else None
+            left_s = max(0.0, due - time.monotonic()) if went_on else None
             try:
-                said = self._heard.get(timeout=wait_s) if wait_s != 0 else self._heard.get_nowait()
-            except queue.Empty:  # what was said is heard first, however late it is
+                said = self._heard.get(left_s != 0.0, left_s)
+            except queue.Empty:
                 yield
                 due = max(due + period_s, time.monotonic())
                 continue

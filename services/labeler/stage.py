@@ -30,18 +30,17 @@ UNSAID = 256 * 2**10  # bytes of what was said to it and not read
 class Stages:
     """Those of one service. For its loop only."""
 
-    def __init__(self, most: int = MOST, most_each: int = MOST_EACH) -> None:
-        self._most, self._most_each = most, most_each
+    def __init__(self) -> None:
         self._held: Counter[str] = Counter()
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
     async def open(self, person: str, about: Mapping[str, Any]) -> AsyncIterator[Stage]:
         """Raises Refused where there are too many."""
-        if self._held[person] >= self._most_each:
+        if self._held[person] >= MOST_EACH:
             raise Refused(429, "you play in other windows already; close one of them")
-        if self._held.total() >= self._most:
-            raise Refused(429, f"{self._most} people play already; try again in a while")
+        if self._held.total() >= MOST:
+            raise Refused(429, f"{MOST} people play already; try again in a while")
         self._held[person] += 1
         try:
             stage = await Stage.begin(about)

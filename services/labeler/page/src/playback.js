@@ -1,6 +1,6 @@
 // Several clips played as one: in step, in a loop, slower, or picture by picture.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 const APART_S = 0.08; // from which on a clip is set right
 export const RATES = [0.25, 0.5, 1, 2];
@@ -27,7 +27,8 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
     start();
   };
 
-  useEffect(() => {
+  // Before the page is painted: the first picture comes the sooner.
+  useLayoutEffect(() => {
     if (!shown) return;
     const began = () => onFirstPlay?.();
     const ended = () => {
@@ -55,7 +56,7 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
     };
   }, [shown]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!shown) return;
     if (playing) start();
     else all().forEach((video) => video.pause());

@@ -5,6 +5,7 @@ import { post } from "./api.js";
 const AHEAD = 3;
 const BEAT_MS = 20000;
 const EMPTY_MS = 5000;
+const AFTER_MS = 300;
 const MOST = 16; // that the service leases to one annotator
 
 export class Questions {
@@ -22,6 +23,7 @@ export class Questions {
   close() {
     clearInterval(this.beats);
     clearInterval(this.looks);
+    clearTimeout(this.soon);
   }
 
   async refill() {
@@ -57,7 +59,10 @@ export class Questions {
     this.answered.add(done.id);
     this.list = rest;
     this.told.changed();
-    this.refill();
+    // Loading more clips would take the time that the next one needs to begin.
+    clearTimeout(this.soon);
+    if (rest.length > 1) this.soon = setTimeout(() => this.refill(), AFTER_MS);
+    else this.refill();
   }
 
   /** Ask this one again, before the others. */
