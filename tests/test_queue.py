@@ -197,8 +197,11 @@ def test_a_question_withdrawn_is_not_asked_and_who_has_it_may_answer(queue):
     assert queue.missing(["q0", "q9", "q8"]) == ["q8"]
     assert queue.lease("bert", n=5) == []
     assert queue.answer("q0", "anna", {})[0] == "accepted"
-    assert queue.submit([Question("q9", "rating"), Question("q1", "comparison")]) == 1
+    again = [Question("q9", "rating"), Question("q1", "comparison")]
+    assert queue.submit(again) == 0  # one that was on its way when it was withdrawn
     assert queue.requeue("q1")
+    assert queue.requeue("q9")
+    assert queue.submit(again) == 1
     assert set(ids(queue.lease("bert", n=5))) == {"q1", "q9"}
 
 

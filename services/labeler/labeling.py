@@ -149,7 +149,7 @@ class Labeling:
         """Ask those again that were withdrawn; returns the ones that were never asked before."""
         states = self.queue.states(known)
         for id, state in states.items():
-            if state == "withdrawn":
+            if state in ("withdrawn", "unasked"):
                 self.queue.requeue(id)
         return [id for id, state in states.items() if state == "unasked"]
 
@@ -263,6 +263,15 @@ class Labeling:
 
     # The work behind
 
+    def restore(self) -> None:
+        """Put the answers back that the store has lost, from the ledger. To be called before anybody answers:
+        what is lost is seen by the store's newest event.
+        """
+        if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
+            events = list(self.ledger)
+            known = {event.question for event in events if event.question in self.queries}
+            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+
     def start(self) -> None:
         """Do `run_once` again and again, in a thread."""
         self._stopped.clear()
@@ -309,10 +318,7 @@ class Labeling:
 
     def _recover(self) -> None:
         """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
-        if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
-            events = list(self.ledger)
-            known = {event.question for event in events if event.question in self.queries}
-            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+        self.restore()
         ids = list(self.queries)
         dead = self.queue.dead()
         for start in range(0, len(ids), BLOCK):

@@ -163,12 +163,12 @@ local function best_first(p, who)
   end
 end
 
--- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already. STATE is "open", or "kept"
--- for one that is only lent
+-- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already, or was withdrawn before it
+-- came. STATE is "open", or "kept" for one that is only lent
 local function submit(keys, args)
   local p, id = keys[1], args[1]
   local key, state = query_key(p, id), redis.call('HGET', query_key(p, id), 'state')
-  if state and state ~= 'restored' and state ~= 'unasked' then return 0 end
+  if state and state ~= 'restored' then return 0 end
   redis.call('HDEL', p .. ':dead', id)
   if state ~= 'restored' then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
@@ -305,11 +305,12 @@ local function bury(keys, args)
 end
 
 -- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again; one that never
--- was asked is no dead letter any more, and whoever has it may submit it
+-- was asked is not known any more, and whoever has it may submit it
 local function requeue(keys, args)
   local p, id = keys[1], args[1]
   local state = redis.call('HGET', query_key(p, id), 'state')
   if not state then return redis.call('HDEL', p .. ':dead', id) end
+  if state == 'unasked' then return redis.call('DEL', query_key(p, id)) end
   if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
   local asked = redis.call('HGET', query_key(p, id), 'asked') or 'open'
   redis.call('HSET', query_key(p, id), 'state', asked, 'broken', 0)

@@ -103,7 +103,9 @@ class Queue:
     # For those who ask
 
     def submit(self, questions: Sequence[Question]) -> int:
-        """Ask; returns how many were new. One whose id is there is left as it is. Raises ValueError."""
+        """Ask; returns how many were new. One whose id is there or withdrawn is left as it is. Raises
+        ValueError.
+        """
         pipe = self._store.pipeline(transaction=False)
         for question in questions:
             pipe.fcall("tutelage_submit", 1, self._prefix, *_arguments(question))  # type: ignore[arg-type]
