@@ -13,10 +13,9 @@ def test_who_is_late_at_every_step_hears_what_is_said_and_when_all_are_gone():
         line = Line(into, io.BytesIO())
         page.write("{}\n")
         assert line.first() == {}
-        heard, steps = [], 0
-        for _ in line.ticks(0.001, lambda: True, heard.append):
+        heard = []
+        for steps, _ in enumerate(line.ticks(0.001, lambda: True, heard.append)):
             time.sleep(0.005)
-            steps += 1
             if steps == 3:
                 page.write('{"action": 1}\n')
             if heard and not page.closed:
