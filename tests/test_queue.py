@@ -74,6 +74,21 @@ def test_some_are_for_some_and_not_for_others(queue):
     assert ids(queue.lease("anna", n=5)) == ["for-anna"]
 
 
+def test_who_can_take_none_of_the_first_thousands_comes_to_the_others(queue):
+    ask(queue, 4200, wanted=2)
+    queue.submit([Question("rating", "rating"), Question("urgent", "rating", priority=1, only=["bert"])])
+    assert ids(queue.lease("bert", kinds=["rating"])) == ["urgent"]
+    assert [ids(queue.lease("carl", kinds=["rating"])) for _ in range(4)][-1] == ["rating"]
+    answered = 0
+    while leases := queue.lease("anna", n=500) or queue.lease("anna", n=500) or queue.lease("anna", n=500):
+        for lease in leases:
+            assert queue.answer(lease.id, "anna", {})[0] == "accepted"
+        answered += len(leases)
+    assert answered == 4200
+    queue.submit([Question("new", "comparison", priority=1)])
+    assert ids(queue.lease("anna")) == ["new"]
+
+
 def test_kinds_can_be_chosen(queue):
     queue.submit([Question("a", "rating"), Question("b", "comparison")])
     assert ids(queue.lease("anna", n=5, kinds=["comparison"])) == ["b"]

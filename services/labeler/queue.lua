@@ -13,13 +13,15 @@
 --   :finished     zset     ID -> when it was done: its body is dropped a while later
 --   :dead         hash     ID -> why
 --   :counts       hash     totals
+--   :passed:WHO   string   how far in :open the last lease looked, where there were too few among the first
 --   :banned       set
 --   :paused       string   "1" nothing is leased; "drain" nothing new is
 --   :depth        hash     kind -> how many are open
 --   :since        zset     what is open -> when it was asked, in ms
 
 local KEEP_BODY_MS = 600000  -- an answer may be undone meanwhile
-local SCANNED = 2000         -- open queries that are looked at for one lease
+local SCANNED = 1000         -- open queries that are looked at for one lease, at a time
+local PASSED_S = 3600        -- that it is remembered how far somebody has come
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -134,21 +136,25 @@ local function shown(p, id, who)
     redis.call('ZSCORE', p .. ':held:' .. who, id)}
 end
 
--- The best open questions, those for WHO alone among them: {score, member} one at a time, at most SCANNED
+-- The best open questions one at a time: SCANNED of those for all, and of those for WHO alone; and as many of
+-- those for all from where the last call for WHO got to, so that who can take none of the first, having answered
+-- them, comes to the others. Besides, a function that remembers where this one got to
 local function best_first(p, who)
-  local heads = {}
-  for _, key in ipairs({p .. ':open', p .. ':open:' .. who}) do
-    heads[#heads + 1] = {key = key, from = 0, page = {}, at = 1}
-  end
-  local scanned = 0
-  return function()
-    if scanned >= SCANNED then return nil end
-    scanned = scanned + 1
+  local passed = tonumber(redis.call('GET', p .. ':passed:' .. who) or 0)
+  local from = math.max(SCANNED, passed)
+  local further = {key = p .. ':open', from = from, ends = from + SCANNED}
+  local heads = {
+    {key = p .. ':open', from = 0, ends = SCANNED}, further, {key = p .. ':open:' .. who, from = 0, ends = SCANNED},
+  }
+  for _, head in ipairs(heads) do head.page, head.at, head.read = {}, 1, 0 end
+  local function next_member()
     local best
     for _, head in ipairs(heads) do
-      if head.at > #head.page and head.from then
-        head.page = redis.call('ZRANGE', head.key, head.from, head.from + 63, 'WITHSCORES')
-        head.from, head.at = #head.page == 128 and head.from + 64 or nil, 1
+      if head.at > #head.page and head.from < head.ends then
+        local n = math.min(64, head.ends - head.from)
+        head.page = redis.call('ZRANGE', head.key, head.from, head.from + n - 1, 'WITHSCORES')
+        head.is_last = #head.page < 2 * n
+        head.from, head.at = head.is_last and head.ends or head.from + n, 1
       end
       if head.at <= #head.page then
         local score = tonumber(head.page[head.at + 1])
@@ -158,9 +164,17 @@ local function best_first(p, who)
       end
     end
     if not best then return nil end
-    best.head.at = best.head.at + 2
+    best.head.at, best.head.read = best.head.at + 2, best.head.read + 1
     return best.member
   end
+  local function remember(taken)
+    local now = from + further.read - taken
+    if further.is_last and further.at > #further.page then now = 0 end  -- from the beginning again
+    if now ~= passed and (further.read > 0 or now == 0) then
+      redis.call('SET', p .. ':passed:' .. who, now, 'EX', PASSED_S)
+    end
+  end
+  return next_member, remember
 end
 
 -- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already, or was withdrawn before it
@@ -213,11 +227,13 @@ local function lease(keys, args)
   if paused then return taken end
   if #taken >= n then return taken end
   local found = {}  -- taken afterwards: that changes the index
-  for member in best_first(p, who) do
+  local next_member, remember = best_first(p, who)
+  for member in next_member do
     local id = string.sub(member, 16)
     if may_take(p, id, who, kinds) then found[#found + 1] = id end
     if #taken + #found >= n then break end
   end
+  remember(#found)
   for _, id in ipairs(found) do
     take_lease(p, id, who, now, now + ttl)
     index(p, id)
