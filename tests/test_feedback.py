@@ -171,8 +171,9 @@ def test_an_action_is_asked_for_by_name_and_key():
     ]
     assert "pole angle" in view["panels"][0]["text"]
     assert kind.value(body, 1).dtype == np.int64
-    with pytest.raises(ValueError, match="value: expected an action from 0 to 1, got 2"):
-        kind.value(body, 2)
+    for wrong in (2, 0.5, True, None, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"value: expected an action from 0 to 1, got {wrong}"):
+            kind.value(body, wrong)
 
 
 def test_a_state_is_drawn_where_the_environment_can_be_put_into_it():

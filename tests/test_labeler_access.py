@@ -236,6 +236,14 @@ def test_machines_have_tokens_and_need_no_more(running, access, tmp_path):
     assert robot.get("/api/me").status_code == 401
 
 
+def test_nobody_comes_in_under_the_name_of_a_machine(running, access):
+    access.token("annotator", "robot-2")
+    invite = access.invite("annotator")
+    refused = Page(running.url).post("/api/session", json={"invite": invite, "name": "robot-2"})
+    assert (refused.status_code, "robot-2 is taken" in refused.json()["detail"]) == (409, True)
+    Page(running.url).come_in(invite, "robot-3")
+
+
 def test_machines_of_a_file(running, tmp_path):
     path = tmp_path / "tokens"
     path.write_text("# machines\nsesame trainer the learner  # the cluster's\n\nother annotator robot\n")
@@ -243,6 +251,8 @@ def test_machines_of_a_file(running, tmp_path):
     assert made.machine("sesame") == Person("the learner", "trainer", machine=True)
     assert made.machine("other") == Person("robot", "annotator", machine=True)
     assert made.machine("") is made.machine("# machines") is None
+    with pytest.raises(Refused, match="the learner is taken"):
+        made.enter(made.invite("annotator"), "the learner", address="here")
     path.write_text("sesame king anna\n")
     with pytest.raises(ConfigError, match=r"tokens, line 1 is not of the form TOKEN ROLE NAME"):
         other_access(running, token_file=str(path))

@@ -138,6 +138,22 @@ def test_pages_are_told_what_changes(running, asked):
     assert before != after
 
 
+@pytest.mark.parametrize("path", ["/api/events", "/api/operator/events"])
+def test_who_is_revoked_is_told_nothing_more(running, path):
+    access, name = running.access, f"gone-{path.count('/')}"
+    token = {"Authorization": f"Bearer {access.token('operator', f'{name}-robot')}"}
+    for who, client in (
+        (name, page(running, name, "operator")),
+        (f"{name}-robot", Page(running.url, headers=token)),
+    ):
+        with client.stream("GET", path) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("event: ")
+            assert access.revoke(who) == 1
+            for _ in lines:  # until it ends
+                pass
+
+
 def test_operators_see_what_goes_on_and_can_stop_it(running, asked):
     anna, boss = page(running, "anna-5"), page(running, "boss-5", "operator")
     question = anna.do("lease", n=1)["questions"][0]["id"]

@@ -1,6 +1,7 @@
 """Whatever goes wrong, each question ends with exactly the answers wanted, and the ledger has them."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 import redis
 
 from services.labeler.access import secret_of
+from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
 from services.labeler.serve import invite_command, queue_name
@@ -162,6 +164,18 @@ def test_answers_survive_the_death_of_the_store_while_it_serves(tmp_path):
         assert answers_of(queue) == {f"q{i}": 1 for i in range(300)}
         events = queue.events(limit=2000)[0]
     assert list(Ledger(tmp_path / "answers.jsonl")) == events
+
+
+def test_what_the_store_has_lost_is_there_again_before_anybody_can_answer(tmp_path, monkeypatch):
+    with served(tmp_path) as running:
+        ask(running, 3)
+        anna = page(running)
+        for question in anna.do("lease", n=2)["questions"]:
+            anna.do("answer", question=question["id"], value=[1, 0])
+    shutil.rmtree(tmp_path / "store")
+    monkeypatch.setattr(Labeling, "start", lambda _: None)
+    with served(tmp_path) as running:
+        assert answers_of(running.labeling.queue) == {"q0": 1, "q1": 1}
 
 
 def test_a_full_disk_keeps_answers_in_the_queue_until_the_ledger_has_room(tmp_path):

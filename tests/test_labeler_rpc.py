@@ -259,6 +259,18 @@ def test_who_may_do_what(labeling):
             client.close()
 
 
+def test_who_is_revoked_hears_no_more_answers(labeling):
+    known = dict(TOKENS)
+    with running(labeling, known.get) as service:
+        client = LabelerClient(service.address, token="t")
+        revoked = threading.Timer(0.5, known.clear)
+        revoked.start()
+        with pytest.raises(ServiceError, match="not known"):
+            client.answers(wait_s=60)
+        revoked.join()
+        client.close()
+
+
 def test_what_is_wrong_is_one_line(labeling):
     with running(labeling) as service:
         client = LabelerClient(service.address)

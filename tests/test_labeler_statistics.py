@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from expert_oracle import feedback
 from services.labeler.agreement import Alpha, wilson
 from services.labeler.labeling import AGAIN
 from services.labeler.queue import Question, Queue
@@ -180,4 +181,14 @@ def test_answers_of_any_form_are_taken(queue):
         answer(queue, f"q{i}", who, value, sides=())
     statistics = Statistics(queue)
     assert statistics.answered("anna") == len(values)
-    assert statistics.report()["alpha"]["rating"]["questions"] == 2  # of whole numbers
+    assert statistics.report()["alpha"]["rating"]["questions"] == 3  # of one number
+
+
+def test_agreement_of_ratings_is_that_of_all_steps_of_the_scale(queue):
+    kind = feedback.kind("rating")
+    steps = [choice["value"] for choice in kind.view(kind.example(), [0])["control"]["choices"]]
+    queue.submit([Question(f"q{i}", "rating", wanted=2) for i in range(len(steps))])
+    for i, step in enumerate(steps):
+        answer(queue, f"q{i}", "anna", step, sides=[0])
+        answer(queue, f"q{i}", "bert", step, sides=[0])
+    assert Statistics(queue).report()["alpha"]["rating"] == {"alpha": 1.0, "questions": len(steps)}

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+import redis
 
 from services.labeler.labeling import AGAIN, Labeling
 from services.labeler.ledger import Ledger
@@ -201,6 +202,28 @@ def test_what_cannot_be_filmed_is_a_dead_letter_and_may_be_tried_again(make):
     again.run_once()
     assert ids(again.assign("anna")) == ["p0"]
     assert again.queue.dead() == {}
+
+
+def test_what_is_ready_when_the_store_goes_away_is_asked_later(make, monkeypatch):
+    labeling = make()
+    wrong = Query("p1", "comparison", pair().options, {"task": "x" * 20_000})  # only its body says so
+    labeling.submit([pair("p0"), wrong])
+    labeling.run_once()
+    labeling.clips.develop()
+
+    def away(*_):
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling.queue, "bury", away)
+        with pytest.raises(redis.ConnectionError):
+            labeling.run_once()
+    for _ in range(2):
+        labeling.run_once()
+        labeling.clips.develop()
+    labeling.run_once()
+    assert ids(labeling.assign("anna", 9)) == ["p0"]
+    assert set(labeling.queue.dead()) == {"p1"}
 
 
 def test_an_answer_taken_back_takes_the_place_of_the_first(make):

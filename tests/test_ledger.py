@@ -126,6 +126,29 @@ def test_a_thousand_answers_of_eight_survive_the_death_of_the_store_and_of_the_l
     server.stop()
 
 
+def test_two_threads_that_follow_write_each_event_once(tmp_path):
+    """As an export does beside the labeler's own work."""
+    ledger, over = Ledger(tmp_path / "answers.jsonl"), threading.Event()
+    with Embedded(tmp_path / "store") as server:
+        queue = Queue(server.client(), "q")
+
+        def work():
+            while not over.is_set():
+                ledger.follow(queue)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        queue.submit([Question(f"q{i}", "rating") for i in range(100)])
+        for i in range(100):
+            queue.answer(f"q{i}", "anna", {})
+        over.set()
+        for thread in threads:
+            thread.join()
+        ledger.follow(queue)
+        assert list(ledger) == queue.events()[0]
+
+
 def following(path, url):
     writer = subprocess.Popen([sys.executable, "-c", FOLLOW, path, url], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None

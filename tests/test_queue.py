@@ -74,6 +74,21 @@ def test_some_are_for_some_and_not_for_others(queue):
     assert ids(queue.lease("anna", n=5)) == ["for-anna"]
 
 
+def test_who_can_take_none_of_the_first_thousands_comes_to_the_others(queue):
+    ask(queue, 4200, wanted=2)
+    queue.submit([Question("rating", "rating"), Question("urgent", "rating", priority=1, only=["bert"])])
+    assert ids(queue.lease("bert", kinds=["rating"])) == ["urgent"]
+    assert [ids(queue.lease("carl", kinds=["rating"])) for _ in range(4)][-1] == ["rating"]
+    answered = 0
+    while leases := queue.lease("anna", n=500) or queue.lease("anna", n=500) or queue.lease("anna", n=500):
+        for lease in leases:
+            assert queue.answer(lease.id, "anna", {})[0] == "accepted"
+        answered += len(leases)
+    assert answered == 4200
+    queue.submit([Question("new", "comparison", priority=1)])
+    assert ids(queue.lease("anna")) == ["new"]
+
+
 def test_kinds_can_be_chosen(queue):
     queue.submit([Question("a", "rating"), Question("b", "comparison")])
     assert ids(queue.lease("anna", n=5, kinds=["comparison"])) == ["b"]
@@ -139,6 +154,12 @@ def test_a_late_answer_counts_where_nobody_else_has_the_question(store, request)
     assert queue.lease("bert") == []
 
 
+def test_who_was_never_given_a_question_that_is_not_for_them_cannot_answer_it(queue):
+    queue.submit([Question("a", "text", only=["anna"]), Question("b", "text", never=["bert"])])
+    assert queue.answer("a", "bert", {})[0] == queue.answer("b", "bert", {})[0] == "lost"
+    assert queue.answer("a", "anna", {})[0] == queue.answer("b", "anna", {})[0] == "accepted"
+
+
 def test_a_heart_beat_keeps_a_question(store, request):
     queue = Queue(store, request.node.name[:80], lease_s=0.2)
     ask(queue, 2)
@@ -191,8 +212,11 @@ def test_a_question_withdrawn_is_not_asked_and_who_has_it_may_answer(queue):
     assert queue.missing(["q0", "q9", "q8"]) == ["q8"]
     assert queue.lease("bert", n=5) == []
     assert queue.answer("q0", "anna", {})[0] == "accepted"
-    assert queue.submit([Question("q9", "rating"), Question("q1", "comparison")]) == 1
+    again = [Question("q9", "rating"), Question("q1", "comparison")]
+    assert queue.submit(again) == 0  # one that was on its way when it was withdrawn
     assert queue.requeue("q1")
+    assert queue.requeue("q9")
+    assert queue.submit(again) == 1
     assert set(ids(queue.lease("bert", n=5))) == {"q1", "q9"}
 
 
@@ -207,6 +231,8 @@ def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):
     queue.ban("anna")
     with pytest.raises(ServiceError, match="anna is banned"):
         queue.lease("anna")
+    assert not queue.undo("q0", "anna")
+    assert queue.answer("q1", "anna", {})[0] == "lost"
     assert ids(queue.lease("bert", n=5)) == ["q1", "q2"]
     queue.ban("anna", False)
     assert queue.lease("anna") == []

@@ -211,8 +211,8 @@ def value(body: Body, said: Json) -> Array:
     if (
         isinstance(said, bool)
         or not isinstance(said, int | float)
-        or said != int(said)
         or not first <= said <= last
+        or said != int(said)
     ):
         raise ValueError(f"value: expected an action from {first} to {last}, got {said!r}")
     return np.array(int(said), np.int64)

@@ -110,7 +110,8 @@ class Access:
     def enter(self, invite: str, name: str, *, address: str) -> tuple[str, Person]:
         """The session that an invite opens, and whose it is. Raises Refused; ValueError for a bad name.
 
-        A name belongs to who first came by it; only an invite made out to that name opens it again.
+        A name belongs to who, or to the machine that, first came by it; only an invite made out to that name
+        opens it again.
         """
         if not self._failures.allows(address):
             raise Refused(429, "too many invites that do not work came from your address; wait a minute")
@@ -122,7 +123,9 @@ class Access:
         if self._store.hincrby(key, "uses", -1) < 0:  # type: ignore[operator]
             self._store.hincrby(key, "uses", 1)
             self._refuse(address, "was used already")
-        is_new = self._store.hsetnx(f"{self._prefix}:people", name, json.dumps({"since": time.time()}))
+        is_new = not self._is_machine(name) and self._store.hsetnx(
+            f"{self._prefix}:people", name, json.dumps({"since": time.time()})
+        )
         if not is_new and not said["name"]:
             self._store.hincrby(key, "uses", 1)
             raise Refused(409, f"name: {name} is taken; choose another, or ask for an invite of your own")
@@ -201,6 +204,9 @@ class Access:
     def machine(self, token: str) -> Person | None:
         """Whose token it is: of the file, or one that was made; None for others."""
         return self._file.find(token) or self.trusted(token) or self._find("token", token)
+
+    def _is_machine(self, name: str) -> bool:
+        return name in self._file.names or bool(self._store.exists(f"{self._prefix}:sessions:{name}"))
 
     def role_of(self, token: bytes) -> tuple[str, str] | None:
         """As `machine`, for gRPC: name and role."""
@@ -314,6 +320,7 @@ class _Tokens:
         self._known: list[tuple[bytes, Person]] = []
         if path:
             self._known = list(_read_tokens(path))
+        self.names = frozenset(person.name for _, person in self._known)
 
     def find(self, token: str) -> Person | None:
         """Takes as long for a wrong token as for a right one."""

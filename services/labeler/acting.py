@@ -112,14 +112,14 @@ class Driving:
             self._store("left")
 
     def _begin(self) -> None:
+        self._actions: list[Array] = []
+        self._rewards: list[float] = []
+        self._by_expert: list[bool] = []
         self._checkpoint = _newest(self._run)
         self._policy = load_checkpoint(str(self._checkpoint))
         self._seed, self._began_at = secrets.randbelow(2**31), time.time()
         self._scene.begin(self._seed)
         self._obs: list[Tree] = [self._scene.seen()]
-        self._actions: list[Array] = []
-        self._rewards: list[float] = []
-        self._by_expert: list[bool] = []
         self._line.show(self._scene.picture())
         self._tell()
 
@@ -140,11 +140,13 @@ class Driving:
     def _step(self) -> None:
         """The person's action, from their first one since they took over on; else the policy's."""
         doing = self._hand.action() if self._is_yours else None
-        self._by_expert.append(doing is not None)
+        is_yours = doing is not None
         if doing is None:
             doing = np.asarray(self._policy.act(self._scene.obs)[0])
-        self._actions.append(doing.astype(self._scene.space.dtype))
-        self._rewards.append(self._scene.act(self._actions[-1]))
+        action = doing.astype(self._scene.space.dtype)
+        self._rewards.append(self._scene.act(action))  # a step that fails is none
+        self._actions.append(action)
+        self._by_expert.append(is_yours)
         self._obs.append(self._scene.seen())
         self._line.show(self._scene.picture())
         if self._scene.ended:

@@ -149,7 +149,7 @@ class Labeling:
         """Ask those again that were withdrawn; returns the ones that were never asked before."""
         states = self.queue.states(known)
         for id, state in states.items():
-            if state == "withdrawn":
+            if state in ("withdrawn", "unasked"):
                 self.queue.requeue(id)
         return [id for id, state in states.items() if state == "unasked"]
 
@@ -263,6 +263,15 @@ class Labeling:
 
     # The work behind
 
+    def restore(self) -> None:
+        """Put the answers back that the store has lost, from the ledger. To be called before anybody answers:
+        what is lost is seen by the store's newest event.
+        """
+        if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
+            events = list(self.ledger)
+            known = {event.question for event in events if event.question in self.queries}
+            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+
     def start(self) -> None:
         """Do `run_once` again and again, in a thread."""
         self._stopped.clear()
@@ -309,10 +318,7 @@ class Labeling:
 
     def _recover(self) -> None:
         """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
-        if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
-            events = list(self.ledger)
-            known = {event.question for event in events if event.question in self.queries}
-            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+        self.restore()
         ids = list(self.queries)
         dead = self.queue.dead()
         for start in range(0, len(ids), BLOCK):
@@ -347,9 +353,23 @@ class Labeling:
     def _publish(self) -> None:
         """Ask what can be asked at once, film what is next, and ask what is filmed."""
         ready = list[Question]()
+        try:
+            self._ask_at_once(ready)
+            self._film()
+            for query, clips in self._filmed():
+                with self._burying(query.id):
+                    ready.append(self._question(query, clips))
+            self._hand_over(ready)
+        except Exception:  # what was not handed over waits as before
+            with self._lock:
+                for question in ready:
+                    self._push(question.id)
+            raise
+
+    def _ask_at_once(self, ready: list[Question]) -> None:
         while (entry := self._next(self._pending)) is not None:
-            query = self.queries[entry[2]]
-            with self._burying(query.id):
+            with self._burying(entry[2]):
+                query = self.queries[entry[2]]
                 if feedback.kind(query.kind).footage(query):
                     with self._lock:
                         heapq.heappush(self._unfilmed, entry)
@@ -357,11 +377,6 @@ class Labeling:
                     ready.append(self._question(query, []))
             if len(ready) >= BLOCK:
                 self._hand_over(ready)
-        self._hand_over(ready)
-        self._film()
-        for query, clips in self._filmed():
-            with self._burying(query.id):
-                ready.append(self._question(query, clips))
         self._hand_over(ready)
 
     def _next(self, heap: list[tuple[float, int, str]]) -> tuple[float, int, str] | None:
@@ -375,14 +390,15 @@ class Labeling:
         depth = self.queue.depth()
         room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
         while len(self._filming) < min(FILMING, room) and (entry := self._next(self._unfilmed)):
-            query = self.queries[entry[2]]
-            kind = feedback.kind(query.kind)
-            films = [self.clips.film(footage) for footage in kind.footage(query)]
-            self._filmed_kinds.add(query.kind)
-            with self._lock:
-                self._filming[query.id] = query, films
-            for film in films:
-                film.add_done_callback(lambda _: self._wake.set())
+            with self._burying(entry[2]):
+                query = self.queries[entry[2]]
+                kind = feedback.kind(query.kind)
+                films = [self.clips.film(footage) for footage in kind.footage(query)]
+                self._filmed_kinds.add(query.kind)
+                with self._lock:
+                    self._filming[query.id] = query, films
+                for film in films:
+                    film.add_done_callback(lambda _: self._wake.set())
 
     def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
         """Those whose clips are there; what cannot be filmed becomes a dead letter."""
@@ -417,16 +433,10 @@ class Labeling:
             self._bury(id, f"{type(error).__name__}: {error}")
 
     def _hand_over(self, ready: list[Question]) -> None:
-        """To the queue; where that cannot be, they wait as before."""
+        """To the queue, and out of the list."""
         if not ready:
             return
-        try:
-            self.queue.submit(ready)
-        except Exception:
-            with self._lock:
-                for question in ready:
-                    self._push(question.id)
-            raise
+        self.queue.submit(ready)
         for question in ready:
             if question.kept:
                 self._mixing.add_gold(question.id, question.kind)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +25,11 @@ TAIL = 2**16  # bytes that are looked through at a time for the end of a line
 
 
 class Ledger:
-    """An append-only file of events. One process writes it; any number may read."""
+    """An append-only file of events. One process writes it; any number may read. `follow` is thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._following = threading.Lock()  # else two would add what both find missing
 
     def __iter__(self) -> Iterator[Event]:
         if not self.path.exists():
@@ -83,13 +85,14 @@ class Ledger:
 
     def follow(self, queue: Queue) -> int:
         """Add what the queue has had since the last line; returns how much."""
-        added, cursor = 0, self.cursor()
-        while True:
-            events, cursor = queue.events(cursor)
-            if not events:
-                return added
-            self.append(events)
-            added += len(events)
+        with self._following:
+            added, cursor = 0, self.cursor()
+            while True:
+                events, cursor = queue.events(cursor)
+                if not events:
+                    return added
+                self.append(events)
+                added += len(events)
 
 
 def _line_end(path: Path, before: int) -> int:

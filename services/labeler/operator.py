@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from services.labeler import export
 from services.labeler.access import Person, Refused, Role
 from services.labeler.gate import Labeler, Operator, Service
-from services.labeler.people import Name, event_stream
+from services.labeler.people import Name, event_stream, may_stay
 from services.run_directory import RunDirectory, is_run
 
 router = APIRouter(prefix="/api/operator")
@@ -103,14 +103,14 @@ def _report(labeler: Service) -> dict[str, Any]:
 
 
 @router.get("/events", response_class=StreamingResponse)
-async def events(_: Operator, labeler: Labeler) -> StreamingResponse:
+async def events(person: Operator, request: Request, labeler: Labeler) -> StreamingResponse:
     """Server-sent events `statistics`: the same, whenever it changes."""
-    return event_stream(_statistics(labeler))
+    return event_stream(_statistics(person, request, labeler))
 
 
-def _statistics(labeler: Service) -> AsyncIterator[bytes]:
-    async def now() -> dict[str, Any]:
-        return await labeler.do(_report, labeler)
+def _statistics(person: Person, request: Request, labeler: Service) -> AsyncIterator[bytes]:
+    async def now() -> dict[str, Any] | None:
+        return await labeler.do(_report, labeler) if await may_stay(person, request, labeler) else None
 
     return labeler.news.stream("statistics", now, every_s=STATISTICS_S)
 

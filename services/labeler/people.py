@@ -246,12 +246,9 @@ async def events(person: Annotator, request: Request, labeler: Labeler) -> Strea
 
 
 def _states(person: Person, request: Request, labeler: Service) -> AsyncIterator[bytes]:
-    session = request.cookies.get(COOKIE, "")
-
     async def now() -> dict[str, Any] | None:
-        known = person.machine or labeler.access.trusted(session)
-        if not known and await labeler.do(labeler.access.person, session) is None:
-            return None  # signed out
+        if not await may_stay(person, request, labeler):
+            return None
         queue = labeler.news.queue
         return {
             "open": queue.get("open", 0),
@@ -260,6 +257,16 @@ def _states(person: Person, request: Request, labeler: Service) -> AsyncIterator
         }
 
     return labeler.news.stream("state", now)
+
+
+async def may_stay(person: Person, request: Request, labeler: Service) -> bool:
+    """Whether the session or token that a stream was begun with is still good."""
+    access = labeler.access
+    if person.machine:
+        token = request.headers.get("authorization", "").partition(" ")[2].strip()
+        return await labeler.do(access.machine, token) is not None
+    session = request.cookies.get(COOKIE, "")
+    return access.trusted(session) is not None or await labeler.do(access.person, session) is not None
 
 
 def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:

@@ -13,13 +13,15 @@
 --   :finished     zset     ID -> when it was done: its body is dropped a while later
 --   :dead         hash     ID -> why
 --   :counts       hash     totals
+--   :passed:WHO   string   how far in :open the last lease looked, where there were too few among the first
 --   :banned       set
 --   :paused       string   "1" nothing is leased; "drain" nothing new is
 --   :depth        hash     kind -> how many are open
 --   :since        zset     what is open -> when it was asked, in ms
 
 local KEEP_BODY_MS = 600000  -- an answer may be undone meanwhile
-local SCANNED = 2000         -- open queries that are looked at for one lease
+local SCANNED = 1000         -- open queries that are looked at for one lease, at a time
+local PASSED_S = 3600        -- that it is remembered how far somebody has come
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -114,10 +116,17 @@ local function among(names, who)
   return string.find(names, '\n' .. who .. '\n', 1, true) ~= nil
 end
 
+local function is_banned(p, who) return redis.call('SISMEMBER', p .. ':banned', who) == 1 end
+
+local function is_for(p, id, who)
+  local got = redis.call('HMGET', query_key(p, id), 'only', 'never')
+  return (got[1] == '' or among(got[1], who)) and not among(got[2], who)
+end
+
 local function may_take(p, id, who, kinds)
   local got = redis.call('HMGET', query_key(p, id), 'kind', 'never')
   if next(kinds) and not kinds[got[1]] then return false end
-  if got[2] ~= '' and among(got[2], who) then return false end
+  if among(got[2], who) then return false end
   return redis.call('HEXISTS', with_key(p, id), who) == 0
 end
 
@@ -127,21 +136,25 @@ local function shown(p, id, who)
     redis.call('ZSCORE', p .. ':held:' .. who, id)}
 end
 
--- The best open questions, those for WHO alone among them: {score, member} one at a time, at most SCANNED
+-- The best open questions one at a time: SCANNED of those for all, and of those for WHO alone; and as many of
+-- those for all from where the last call for WHO got to, so that who can take none of the first, having answered
+-- them, comes to the others. Besides, a function that remembers where this one got to
 local function best_first(p, who)
-  local heads = {}
-  for _, key in ipairs({p .. ':open', p .. ':open:' .. who}) do
-    heads[#heads + 1] = {key = key, from = 0, page = {}, at = 1}
-  end
-  local scanned = 0
-  return function()
-    if scanned >= SCANNED then return nil end
-    scanned = scanned + 1
+  local passed = tonumber(redis.call('GET', p .. ':passed:' .. who) or 0)
+  local from = math.max(SCANNED, passed)
+  local further = {key = p .. ':open', from = from, ends = from + SCANNED}
+  local heads = {
+    {key = p .. ':open', from = 0, ends = SCANNED}, further, {key = p .. ':open:' .. who, from = 0, ends = SCANNED},
+  }
+  for _, head in ipairs(heads) do head.page, head.at, head.read = {}, 1, 0 end
+  local function next_member()
     local best
     for _, head in ipairs(heads) do
-      if head.at > #head.page and head.from then
-        head.page = redis.call('ZRANGE', head.key, head.from, head.from + 63, 'WITHSCORES')
-        head.from, head.at = #head.page == 128 and head.from + 64 or nil, 1
+      if head.at > #head.page and head.from < head.ends then
+        local n = math.min(64, head.ends - head.from)
+        head.page = redis.call('ZRANGE', head.key, head.from, head.from + n - 1, 'WITHSCORES')
+        head.is_last = #head.page < 2 * n
+        head.from, head.at = head.is_last and head.ends or head.from + n, 1
       end
       if head.at <= #head.page then
         local score = tonumber(head.page[head.at + 1])
@@ -151,17 +164,25 @@ local function best_first(p, who)
       end
     end
     if not best then return nil end
-    best.head.at = best.head.at + 2
+    best.head.at, best.head.read = best.head.at + 2, best.head.read + 1
     return best.member
   end
+  local function remember(taken)
+    local now = from + further.read - taken
+    if further.is_last and further.at > #further.page then now = 0 end  -- from the beginning again
+    if now ~= passed and (further.read > 0 or now == 0) then
+      redis.call('SET', p .. ':passed:' .. who, now, 'EX', PASSED_S)
+    end
+  end
+  return next_member, remember
 end
 
--- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already. STATE is "open", or "kept"
--- for one that is only lent
+-- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already, or was withdrawn before it
+-- came. STATE is "open", or "kept" for one that is only lent
 local function submit(keys, args)
   local p, id = keys[1], args[1]
   local key, state = query_key(p, id), redis.call('HGET', query_key(p, id), 'state')
-  if state and state ~= 'restored' and state ~= 'unasked' then return 0 end
+  if state and state ~= 'restored' then return 0 end
   redis.call('HDEL', p .. ':dead', id)
   if state ~= 'restored' then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
@@ -178,7 +199,7 @@ end
 local function lend(keys, args)
   local p, id, who, now = keys[1], args[1], args[2], now_ms()
   if redis.call('EXISTS', p .. ':paused') == 1 then return 'refused' end
-  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return 'refused' end
+  if is_banned(p, who) then return 'refused' end
   if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'had' end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 'had' end
   take_lease(p, id, who, now, now + tonumber(args[3]))
@@ -191,7 +212,7 @@ local function lease(keys, args)
   local p, who, ttl, n = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
   local now = now_ms()
   expire(p, now)
-  if redis.call('SISMEMBER', p .. ':banned', who) == 1 then return redis.error_reply('BANNED') end
+  if is_banned(p, who) then return redis.error_reply('BANNED') end
   local paused = redis.call('GET', p .. ':paused')
   if paused and paused ~= 'drain' then return {} end
   local kinds, taken = {}, {}
@@ -206,11 +227,13 @@ local function lease(keys, args)
   if paused then return taken end
   if #taken >= n then return taken end
   local found = {}  -- taken afterwards: that changes the index
-  for member in best_first(p, who) do
+  local next_member, remember = best_first(p, who)
+  for member in next_member do
     local id = string.sub(member, 16)
     if may_take(p, id, who, kinds) then found[#found + 1] = id end
     if #taken + #found >= n then break end
   end
+  remember(#found)
   for _, id in ipairs(found) do
     take_lease(p, id, who, now, now + ttl)
     index(p, id)
@@ -245,7 +268,7 @@ local function answer(keys, args)
     drop_lease(p, id, who)
   else  -- the lease has ended: it counts if nobody else has the question instead
     local wanted, answered, leased = numbers(p, id)
-    if state ~= 'open' or wanted <= answered + leased then
+    if state ~= 'open' or wanted <= answered + leased or is_banned(p, who) or not is_for(p, id, who) then
       count(p, 'lost')
       return {'lost', ''}
     end
@@ -264,7 +287,7 @@ local function undo(keys, args)
   local with = redis.call('HGET', with_key(p, id), who)
   if not with or string.sub(with, 1, 7) ~= 'answer:' then return {'unknown', ''} end
   local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body')
-  if not got[3] then return {'late', ''} end
+  if not got[3] or is_banned(p, who) then return {'late', ''} end
   local event = string.sub(with, 8)
   redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event)
   unsettle(p, id)
@@ -298,11 +321,12 @@ local function bury(keys, args)
 end
 
 -- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again; one that never
--- was asked is no dead letter any more, and whoever has it may submit it
+-- was asked is not known any more, and whoever has it may submit it
 local function requeue(keys, args)
   local p, id = keys[1], args[1]
   local state = redis.call('HGET', query_key(p, id), 'state')
   if not state then return redis.call('HDEL', p .. ':dead', id) end
+  if state == 'unasked' then return redis.call('DEL', query_key(p, id)) end
   if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
   local asked = redis.call('HGET', query_key(p, id), 'asked') or 'open'
   redis.call('HSET', query_key(p, id), 'state', asked, 'broken', 0)

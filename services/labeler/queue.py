@@ -103,7 +103,9 @@ class Queue:
     # For those who ask
 
     def submit(self, questions: Sequence[Question]) -> int:
-        """Ask; returns how many were new. One whose id is there is left as it is. Raises ValueError."""
+        """Ask; returns how many were new. One whose id is there or withdrawn is left as it is. Raises
+        ValueError.
+        """
         pipe = self._store.pipeline(transaction=False)
         for question in questions:
             pipe.fcall("tutelage_submit", 1, self._prefix, *_arguments(question))  # type: ignore[arg-type]
@@ -154,7 +156,8 @@ class Queue:
         """What became of the answer, and its event's id.
 
         duplicate: the annotator has answered already; the event is that of the first answer. lost: somebody
-        else has the question by now, or it has all the answers that were wanted.
+        else has the question by now, it has all the answers that were wanted, or it is not for this annotator
+        or no longer.
         """
         outcome, event = self._call("answer", question, annotator, _json(body))
         return _text(outcome), _text(event)  # type: ignore[return-value]

@@ -201,6 +201,8 @@ class LabelerService:
         self.streams += 1
         try:
             while not self.stopping.is_set():
+                if wait_s:  # its token may have been revoked meanwhile
+                    await self._caller("Answers", request, context)
                 async with _refusing(context):
                     before, labeling = cursor, self.calls.labeling
                     found, cursor = await self._in_thread(

@@ -111,8 +111,7 @@ class Running:
     labeling: Labeling
     access: Access
     url: str
-    grpc_address: str  # empty: no gRPC
-    grpc_address: str = ""  # host:port, with the port that it is; empty: none
+    grpc_address: str  # host:port, with the port that it is; empty: none
 
     def link(self, role: Role, *, uses: int = 1) -> str:
         """A new invite's."""
@@ -155,6 +154,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             token_file=settings.token_file,
             requests_per_s=settings.requests_per_s,
         )
+        await asyncio.to_thread(labeling.restore)
         labeling.start()
         try:
             async with (

@@ -273,10 +273,11 @@ def _best(value: Any, sides: Any) -> tuple[int, ...] | None:
 
 
 def _plain(value: Any) -> Hashable:
-    """An answer that is one whole number, such as a key; others are not compared as they are."""
+    """An answer that is one whole number, such as a key, or a half, as steps of a scale are; others are not
+    compared as they are."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return int(value) if isinstance(value, int | float) and float(value).is_integer() else None
+    return float(value) if isinstance(value, int | float) and float(2 * value).is_integer() else None
 
 
 def _alike(kind: str, one: Any, other: Any) -> bool:
