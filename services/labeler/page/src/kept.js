@@ -4,7 +4,7 @@ const here = new Map();
 
 export function read(key) {
   try {
-    return localStorage.getItem(key) ?? here.get(key) ?? null;
+    return here.get(key) ?? localStorage.getItem(key);
   } catch {
     return here.get(key) ?? null;
   }
