@@ -118,3 +118,37 @@ def test_published_demonstrations(experts):
         demonstrations = load_demonstrations(experts / f"{name}.npz")
         assert len(demonstrations) == rows
         assert demonstrations.actions.shape[1:] == shape
+
+
+def test_of_episodes_that_were_shared_only_the_experts_steps_count(tmp_path):
+    arrays = trajectories([4]) | {"by_expert": np.array([False, True, True, False])}
+    save_file(arrays, tmp_path / "shared.safetensors")
+    demonstrations = load_demonstrations(tmp_path / "shared.safetensors")
+    np.testing.assert_array_equal(demonstrations.actions, [1, 2])
+    np.testing.assert_array_equal(demonstrations.obs[:, 0], [1, 2])
+    save(tmp_path / "none.npz", arrays | {"by_expert": np.zeros(4, np.bool_)})
+    with pytest.raises(DatasetError, match="holds no transitions"):
+        load_demonstrations(tmp_path / "none.npz")
+    for wrong in (np.ones(5, np.bool_), np.ones(4)):
+        save(tmp_path / "wrong.npz", arrays | {"by_expert": wrong})
+        with pytest.raises(DatasetError, match="by_expert must be 4 booleans"):
+            load_demonstrations(tmp_path / "wrong.npz")
+
+
+def test_a_folder_of_files_and_a_run_with_corrections(tmp_path):
+    corrections = tmp_path / "run" / "labeler" / "corrections"
+    corrections.mkdir(parents=True)
+    save_file(trajectories([2]), corrections / "a.safetensors")
+    save(corrections / "b.npz", trajectories([3]))
+    (corrections / ".c.safetensors.tmp").write_bytes(b"torn")
+    (corrections / "notes.txt").write_text("not one of them")
+    assert len(load_demonstrations(corrections)) == len(load_demonstrations(tmp_path / "run")) == 5
+    obs = np.full((4, 1), 7.0, np.float32)
+    dataset = Dataset(tmp_path / "run" / "dataset")
+    dataset.append_demonstrations(Demonstrations(obs, np.full(4, 7), "somebody"), key="a")
+    together = load_demonstrations(tmp_path / "run")
+    np.testing.assert_array_equal(together.actions, [7, 7, 7, 7, 0, 1, 0, 1, 2])
+    np.testing.assert_array_equal(together.obs[:, 0], together.actions)
+    save(corrections / "d.npz", {"obs": np.ones((2, 5)), "acts": np.ones(2)})
+    with pytest.raises(DatasetError, match="of different shapes"):
+        load_demonstrations(corrections)

@@ -28,8 +28,8 @@ GUIDE = [
     },
     {
         "title": "When it ends",
-        "text": "The episode ends by itself, or when you press **Enter**. It is then kept. If it went "
-        "wrong, press **R** to play it again from the beginning: only the last one counts.",
+        "text": "It begins with your first key, and ends by itself or when you press **Enter**. It is then "
+        "kept. If it goes wrong before that, **R** begins again; after that, **Z** takes it back.",
     },
 ]
 

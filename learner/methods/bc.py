@@ -31,7 +31,7 @@ class BC(Method):
     model: ClassVar = {"log_std_init": -1.0}
     ranges: ClassVar = {"anneal_to": (0, 1), "entropy_coefficient": (0, math.inf)}
 
-    demonstrations: str | None = None  # a file or a run's dataset folder to start from
+    demonstrations: str | None = None  # a file, a folder of them, or a run to start from
     anneal_to: float = (
         0.1  # share of the learning rate at each fit's end, that validation sees a settled policy
     )

@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { Key, useKeys } from "./keys.jsx";
 import { Play } from "./play.jsx";
-import { pictureOf } from "./playback.js";
+import { pictureOf, watchPictures } from "./playback.js";
 
 export function Control({ control, ...rest }) {
   switch (control.type) {
@@ -121,7 +121,9 @@ function Marks({ control, shown, answer, videos, clip, playback }) {
   const [marks, setMarks] = useState([]);
   const began = useRef(0);
   useEffect(() => {
-    if (shown) began.current = performance.now();
+    if (!shown) return;
+    began.current = performance.now();
+    return videos.current[0] ? watchPictures(videos.current[0]) : undefined;
   }, [shown]);
   const mark = (value) => {
     const video = videos.current[0];
@@ -151,6 +153,7 @@ function Marks({ control, shown, answer, videos, clip, playback }) {
             type="button"
             class={`choice ${one.value > 0 ? "good" : "bad"}`}
             onPointerDown={() => mark(one.value)}
+            onClick={(event) => event.detail === 0 && mark(one.value)}
           >
             <Key of={one.key} />
             <span>

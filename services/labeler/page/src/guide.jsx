@@ -2,11 +2,12 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 
+import { read, write } from "./kept.js";
 import { Markdown } from "./text.jsx";
 
 const name = (kind) => `tutelage-guided:${kind}`;
 
-export const wasGuided = (kind) => localStorage.getItem(name(kind)) !== null;
+export const wasGuided = (kind) => read(name(kind)) !== null;
 
 export function Guide({ kind, screens, done }) {
   const [at, setAt] = useState(0);
@@ -15,7 +16,7 @@ export function Guide({ kind, screens, done }) {
     dialog.current.showModal();
   }, []);
   const end = () => {
-    localStorage.setItem(name(kind), "1");
+    write(name(kind), "1");
     done();
   };
   const last = at === screens.length - 1;

@@ -2,13 +2,13 @@
 
 import { useEffect, useState } from "preact/hooks";
 
-import { Key, useKeys } from "./keys.jsx";
+import { Key, useFreeKeys, useKeys } from "./keys.jsx";
 import { Handles, useActions, useStream } from "./play.jsx";
 
-const BANNER = { policy: "POLICY", you: "YOU", ended: "ENDED", closed: "LOST", connecting: "…" };
+const BANNER = { policy: "POLICY", you: "YOU", ended: "ENDED", closed: "BROKEN OFF", connecting: "…" };
 
 export function Live({ me }) {
-  const { picture, state, send } = useStream("/api/live", true);
+  const { picture, state, send, again } = useStream("/api/live", true);
   const control = state.control ?? { keys: {}, sliders: [] };
   return (
     <>
@@ -18,6 +18,7 @@ export function Live({ me }) {
         <a href="/">Questions</a>
       </header>
       <main class="live">
+        <h1>The policy drives. Take over where it goes wrong.</h1>
         <p class={`banner ${state.state}`} role="status">
           {BANNER[state.state] ?? state.state}
         </p>
@@ -26,12 +27,18 @@ export function Live({ me }) {
           {state.reason ?? ""} <small>step {state.step ?? 0} · corrected {state.corrected ?? 0}</small>
         </p>
         {state.control && <Drive key={JSON.stringify(control)} control={control} send={send} />}
+        {state.state === "closed" && (
+          <button type="button" class="choice" onClick={again}>
+            Connect again
+          </button>
+        )}
       </main>
     </>
   );
 }
 
 function Drive({ control, send }) {
+  useFreeKeys();
   const actions = useActions(control, true, send);
   const [holding, setHolding] = useState(false);
   const hold = (over) => {

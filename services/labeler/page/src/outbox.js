@@ -2,6 +2,7 @@
 // The service counts an answer once however often it is sent, so sending it again is always safe.
 
 import { post } from "./api.js";
+import { read, remove, write } from "./kept.js";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 15000;
@@ -31,15 +32,15 @@ export class Outbox {
 
   get answers() {
     try {
-      return JSON.parse(localStorage.getItem(this.key)) ?? [];
+      return JSON.parse(read(this.key)) ?? [];
     } catch {
       return [];
     }
   }
 
   set answers(answers) {
-    if (answers.length) localStorage.setItem(this.key, JSON.stringify(answers));
-    else localStorage.removeItem(this.key);
+    if (answers.length) write(this.key, JSON.stringify(answers));
+    else remove(this.key);
     this.told.changed(this);
   }
 

@@ -8,13 +8,17 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { useGamepad } from "./controls.jsx";
 import { Key, useKeys } from "./keys.jsx";
 
+const CONNECTING = { state: "connecting", step: 0 };
+
 /** A websocket's newest picture and state. */
 export function useStream(path, on) {
   const socket = useRef(null);
   const picture = useRef(null);
-  const [state, setState] = useState({ state: "connecting", step: 0 });
+  const [state, setState] = useState(CONNECTING);
+  const [tries, setTries] = useState(0);
   useEffect(() => {
     if (!on) return;
+    setState(CONNECTING);
     const address = new URL(path, location.href);
     address.protocol = address.protocol.replace("http", "ws");
     const ws = new WebSocket(address);
@@ -34,12 +38,16 @@ export function useStream(path, on) {
     };
     ws.onclose = ({ reason }) =>
       setState((now) => (now.state === "ended" ? now : { state: "closed", step: now.step, reason }));
-    return () => ws.close(1000);
-  }, [path, on]);
+    return () => {
+      ws.onclose = null;
+      ws.close(1000);
+    };
+  }, [path, on, tries]);
   const send = (message) => {
     if (socket.current?.readyState === WebSocket.OPEN) socket.current.send(JSON.stringify(message));
   };
-  return { picture, state, send };
+  const again = () => setTries(tries + 1);
+  return { picture, state, send, again };
 }
 
 /** Sends the action of the keys, sliders or sticks that are held; null: none. Letting go, and leaving the
@@ -144,19 +152,20 @@ const WORDS = {
   ready: "Press a key to begin.",
   playing: "You play.",
   ended: "The episode has ended.",
-  closed: "The connection was lost.",
+  closed: "It was broken off.",
 };
 
 export function Play({ control, id, shown, answer, skipAnswer }) {
   const [over, setOver] = useState(false);
-  const { picture, state, send } = useStream(`${control.socket}${encodeURIComponent(id)}`, shown && !over);
+  const { picture, state, send, again } = useStream(`${control.socket}${encodeURIComponent(id)}`, shown && !over);
   const actions = useActions(control, shown && !over, send);
   useEffect(() => {
     if (state.state !== "ended" || !state.kept || over) return;
     setOver(true);
     skipAnswer(); // the service has stored what was played
   }, [state]);
-  useKeys({ Enter: () => send({ end: true }), r: () => send({ restart: true }) }, shown && !over);
+  const restart = () => (state.state === "closed" ? again() : send({ restart: true }));
+  useKeys({ Enter: () => send({ end: true }), r: restart }, shown && !over);
   return (
     <div class="play">
       <canvas ref={picture} width="256" height="256" aria-label="The episode" />
@@ -165,7 +174,7 @@ export function Play({ control, id, shown, answer, skipAnswer }) {
       </p>
       <Handles control={control} actions={actions} />
       <div class="choices">
-        <button type="button" class="choice" onClick={() => send({ restart: true })}>
+        <button type="button" class="choice" onClick={restart}>
           <Key of="r" />
           <span>From the beginning</span>
         </button>

@@ -74,15 +74,31 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
     step: (pictures) => {
       setPlaying(false);
       all().forEach((video) => {
-        const end = (video.duration || 0) - 0.5 / fps;
-        video.currentTime = Math.max(0, Math.min(end, video.currentTime + pictures / fps));
+        const last = Math.max(0, Math.round((video.duration || 0) * fps) - 1);
+        const now = Math.floor(video.currentTime * fps + 0.001);
+        video.currentTime = (Math.max(0, Math.min(last, now + pictures)) + 0.5) / fps; // the middle of a picture
       });
     },
     faster: (by) => setRate(RATES[Math.max(0, Math.min(RATES.length - 1, RATES.indexOf(rate) + by))]),
   };
 }
 
-/** The number of the picture that a video shows. */
+/** The number of the picture that is on the screen; the browser says which it drew last. */
 export function pictureOf(video, fps, frames) {
-  return Math.max(0, Math.min(frames - 1, Math.round(video.currentTime * fps - 0.25)));
+  const at = drawn.get(video) ?? video.currentTime;
+  return Math.max(0, Math.min(frames - 1, Math.floor(at * fps + 0.01)));
+}
+
+const drawn = new WeakMap(); // video -> time of the picture that was drawn last
+
+/** Take note of the pictures that a video draws, for `pictureOf`; returns what ends that. */
+export function watchPictures(video) {
+  if (!video.requestVideoFrameCallback) return () => {};
+  let handle = 0;
+  const noted = (_, { mediaTime }) => {
+    drawn.set(video, mediaTime);
+    handle = video.requestVideoFrameCallback(noted);
+  };
+  handle = video.requestVideoFrameCallback(noted);
+  return () => video.cancelVideoFrameCallback(handle);
 }

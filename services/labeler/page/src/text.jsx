@@ -5,6 +5,7 @@ import { micromark } from "micromark";
 import { gfmTable, gfmTableHtml } from "micromark-extension-gfm-table";
 import { useMemo } from "preact/hooks";
 
+const LONGEST_MS = 150; // of looking for the words in which two texts differ
 // micromark writes tags as text and drops links that are no web address.
 const OPTIONS = { extensions: [gfmTable()], htmlExtensions: [gfmTableHtml()] };
 
@@ -15,10 +16,13 @@ export function Markdown({ text, class: name = "" }) {
 
 /** `text`, with what is not in `other` marked. */
 export function Differing({ text, other }) {
-  const parts = useMemo(() => diffWords(other, text), [text, other]);
+  const parts = useMemo(() => diffWords(other, text, { timeout: LONGEST_MS }), [text, other]);
+  if (!parts) return <p class="none">They are too different to show in which words.</p>;
   return (
     <div class="text differing">
-      {parts.filter((part) => !part.removed).map((part, n) => (part.added ? <ins key={n}>{part.value}</ins> : part.value))}
+      {parts
+        .filter((part) => !part.removed)
+        .map((part, n) => (part.added ? <ins key={n}>{part.value}</ins> : part.value))}
     </div>
   );
 }

@@ -1,0 +1,29 @@
+// What the browser keeps for this page; where it does not let it, as long as the page is open.
+
+const here = new Map();
+
+export function read(key) {
+  try {
+    return here.get(key) ?? localStorage.getItem(key);
+  } catch {
+    return here.get(key) ?? null;
+  }
+}
+
+export function write(key, text) {
+  try {
+    localStorage.setItem(key, text);
+    here.delete(key);
+  } catch {
+    here.set(key, text); // blocked, or full
+  }
+}
+
+export function remove(key) {
+  here.delete(key);
+  try {
+    localStorage.removeItem(key);
+  } catch {
+    // nothing was kept
+  }
+}
