@@ -76,6 +76,23 @@ def test_one_that_outlived_its_parent_is_taken_over_and_stopped(folder):
     assert not alive(pid)
 
 
+def test_one_that_is_slow_to_answer_is_not_started_a_second_time(folder, monkeypatch):
+    parent = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    with Embedded(folder) as server:
+        monkeypatch.setattr("services.labeler.valkey.ANSWER_S", 0.2)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert not server.restart_if_dead()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert server.pid() == pid
+    assert not alive(pid)
+
+
 def test_a_torn_tail_is_mended_and_damage_is_said(folder):
     with Embedded(folder) as server:
         for i in range(100):

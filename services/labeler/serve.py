@@ -30,7 +30,7 @@ from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.live import LONGEST_MESSAGE
 from services.labeler.queue import Queue
-from services.labeler.valkey import Embedded
+from services.labeler.valkey import ANSWER_S, Embedded
 from services.run_directory import RunDirectory, take_lock
 from tutelage.errors import ConfigError, ServiceError
 
@@ -197,7 +197,9 @@ def _listen(settings: Settings) -> socket.socket:
 def _store(settings: Settings, stack: contextlib.ExitStack) -> tuple[Embedded | None, redis.Redis]:
     if settings.store:
         try:
-            return None, redis.Redis.from_url(settings.store)
+            return None, redis.Redis.from_url(
+                settings.store, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S
+            )
         except ValueError as error:
             raise ConfigError(f"--store: {settings.store}: {error}") from None
     server = stack.enter_context(Embedded(settings.folder / "store"))
@@ -212,8 +214,8 @@ async def _watch(server: Embedded | None, over: asyncio.Event) -> None:
         try:
             if await asyncio.to_thread(server.restart_if_dead):
                 LOG.warning("the store in %s had died and was started again; nothing is lost", server.folder)
-        except ServiceError as error:
-            LOG.error("%s", error)
+        except (ServiceError, OSError) as error:  # tried again
+            LOG.error("the store in %s: %s", server.folder, error)
 
 
 class _Server(uvicorn.Server):

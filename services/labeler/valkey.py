@@ -29,6 +29,7 @@ from tutelage.errors import ConfigError, ServiceError
 
 START_S = 30.0
 STOP_S = 20.0
+ANSWER_S = 5.0  # for one answer; then it counts as away, for now
 LONGEST_SOCKET = 100  # bytes of a path that every system takes for a socket
 
 
@@ -67,7 +68,7 @@ class Embedded:
         return f"unix://:{self._password()}@{self.socket}"
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url())
+        return redis.Redis.from_url(self.url(), socket_timeout=ANSWER_S)
 
     def start(self) -> None:
         """Returns when it answers."""
@@ -126,7 +127,7 @@ class Embedded:
         """Whether a server that outlived its parent answers here; our password lets nobody else's in."""
         try:
             self.client().ping()
-        except redis.BusyLoadingError:
+        except (redis.BusyLoadingError, redis.TimeoutError):  # a second one would write to the same files
             return True
         except (redis.RedisError, OSError):
             return False
@@ -166,7 +167,9 @@ class Embedded:
         while time.monotonic() < deadline:
             if self._server is not None and self._server.poll() is not None:
                 raise ServiceError(f"the store in {self.folder} does not start: {self._last_words()}")
-            with contextlib.suppress(redis.BusyLoadingError, redis.ConnectionError, OSError):
+            with contextlib.suppress(
+                redis.BusyLoadingError, redis.ConnectionError, redis.TimeoutError, OSError
+            ):
                 self.client().ping()
                 return
             time.sleep(0.01)
