@@ -127,7 +127,7 @@ export function Labelling({ me, signedOut }) {
           <b>{state.answered + unsent}</b> answered
         </span>
         <span class="figure">
-          <b>{state.open + list.length}</b> open
+          <b>{Math.max(state.open, list.length)}</b> open
         </span>
         <Clock />
         <span class="space" />

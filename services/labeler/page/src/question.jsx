@@ -67,6 +67,7 @@ export function Question({ question, shown, active, said, skipped, broken }) {
             <Clip
               key={panel.option}
               panel={panel}
+              number={clips.length > 2 ? n + 1 : 0}
               name={clips.length > 1 ? `Clip ${n + 1} of ${clips.length}` : "Clip"}
               video={(element) => (videos.current[n] = element)}
               broken={broken}
@@ -119,7 +120,7 @@ export function Question({ question, shown, active, said, skipped, broken }) {
 
 const nameOf = (n, of) => (of === 1 ? "Text" : of === 2 ? ["Left", "Right"][n] : `Number ${n + 1}`);
 
-function Clip({ panel, name, video, broken }) {
+function Clip({ panel, number, name, video, broken }) {
   const [fault, setFault] = useState("");
   const [tries, setTries] = useState(0);
   const failed = () => {
@@ -128,6 +129,11 @@ function Clip({ panel, name, video, broken }) {
   };
   return (
     <figure class="panel clip">
+      {number > 0 && (
+        <kbd class="number" aria-hidden>
+          {number}
+        </kbd>
+      )}
       <video
         ref={video}
         src={`/clips/${panel.clip}${tries ? `?try=${tries}` : ""}`}
