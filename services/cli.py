@@ -30,6 +30,11 @@ class LogFormat(enum.Enum):
     json = "json"
 
 
+class Video(enum.Enum):
+    mp4 = "mp4"
+    webm = "webm"
+
+
 class Switch(enum.Enum):
     on = "on"
     off = "off"
@@ -296,6 +301,9 @@ def labeler_serve(
     gold: Annotated[
         float, typer.Option(min=0, max=1, help="Share of questions beside which a known one is asked.")
     ] = 0.05,
+    video: Annotated[
+        Video, typer.Option(help="How clips are encoded: `mp4` (H.264), or `webm` (VP9), larger but free.")
+    ] = Video.mp4,
     invite: Annotated[bool, typer.Option("--invite", help="Print new links that let people in.")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="Begin with 40 comparisons of HalfCheetah to try the page with.")
@@ -322,6 +330,7 @@ def labeler_serve(
         repeats=repeats,
         overlap=overlap,
         gold=gold,
+        video=video.value,
     )
     serve_command(settings, invite=invite, demo=demo)
 

@@ -344,3 +344,8 @@ def test_invites_are_made_from_the_command_line(running, tmp_path, capsys, monke
     (tmp_path / "secret").write_bytes(b"x" * 32)
     (tmp_path / "store").mkdir()
     assert "no labeler is served of" in command("--folder", str(tmp_path))[2]
+
+
+def test_clips_are_webm_where_that_is_asked_for(tmp_path):
+    with served(tmp_path, video="webm") as running:
+        assert running.labeling.clips._suffix == ".webm"  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import redis
 import uvicorn
@@ -58,6 +58,7 @@ class Settings:
     overlap: float = 0.1
     gold: float = 0.05
     lease_s: float = 90.0
+    video: Literal["mp4", "webm"] = "mp4"  # of clips
     requests_per_s: float = 50.0  # of one person
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         server, client = await asyncio.to_thread(_store, settings, stack)
         name = queue_name(settings.folder, secret)
         queue = Queue(client, name, lease_s=settings.lease_s)
-        clips = Clips(settings.folder / "clips", secret=secret)
+        clips = Clips(settings.folder / "clips", secret=secret, codec=settings.video)
         stack.callback(clips.close)
         labeling = Labeling(
             queue,
