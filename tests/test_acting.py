@@ -1,6 +1,7 @@
 """What a person did is stored once and whole, whatever breaks off the episode."""
 
 import shutil
+from typing import Any, cast
 
 import pytest
 
@@ -44,7 +45,7 @@ def told(tmp_path):
 
 
 def test_a_step_that_fails_is_none(told, tmp_path):
-    driving = Driving(Script(4), told)
+    driving = Driving(cast(Any, Script(4)), told)
     step, made = driving._scene.act, []
 
     def act(action):
@@ -60,7 +61,7 @@ def test_a_step_that_fails_is_none(told, tmp_path):
 
 
 def test_an_episode_is_stored_once_though_the_next_cannot_begin(told, tmp_path):
-    driving = Driving(Script(3, {"restart": True}), told)
+    driving = Driving(cast(Any, Script(3, {"restart": True})), told)
     begin = driving._begin
 
     def once():

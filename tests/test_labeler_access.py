@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.routing import Mount
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from services.labeler.access import Access, Audit, Limiter, Person, Refused, secret_of
 from services.labeler.app import create_app
@@ -142,7 +143,7 @@ def status_of_socket(client, path):
     if "Authorization" in client.headers:
         headers["Authorization"] = client.headers["Authorization"]
     try:
-        with connect(url.replace("http", "ws", 1) + path, origin=url, additional_headers=headers):
+        with connect(url.replace("http", "ws", 1) + path, origin=Origin(url), additional_headers=headers):
             return 101
     except InvalidStatus as refused:
         return refused.response.status_code
