@@ -161,7 +161,7 @@ def _has_record(data: bytes) -> bool:
     for at in range(len(data) - HEAD.size):
         length, checksum = HEAD.unpack_from(view, at)
         begin, end = at + HEAD.size, at + HEAD.size + length
-        may_be = 0 < length and end <= len(data) and view[begin] == FIRST
+        may_be = length > 0 and end <= len(data) and view[begin] == FIRST
         if may_be and zlib.crc32(view[begin:end]) == checksum:
             return True
     return False
