@@ -8,11 +8,12 @@ import pytest
 from expert_oracle.checkpoint import SHIPPED
 from learner.demonstrations import load_demonstrations
 from services.labeler.acting import Driving
+from services.labeler.scene import Line
 from services.run_directory import RunDirectory
 from tutelage.errors import ConfigError
 
 
-class Script:
+class Script(Line):
     """A line over which somebody takes over at once and pushes right, for some steps, and then says more."""
 
     def __init__(self, steps, *then):

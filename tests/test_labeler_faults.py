@@ -203,6 +203,28 @@ def test_a_full_disk_keeps_answers_in_the_queue_until_the_ledger_has_room(tmp_pa
         assert server.wait() == 0
 
 
+def test_clips_that_are_long_in_filming_hold_up_nothing_else(tmp_path, monkeypatch):
+    begun, over = threading.Semaphore(0), threading.Event()
+
+    def path(name):
+        begun.release()
+        over.wait()
+
+    with served(tmp_path) as running:
+        ask(running, 1)
+        monkeypatch.setattr(running.labeling.clips, "path", path)
+        anna, bert = page(running), page(running, "bert")
+        with ThreadPoolExecutor(40) as threads:
+            waiting = [threads.submit(anna.get, f"/clips/{n}") for n in range(40)]
+            begun.acquire()
+            os.kill(Embedded(tmp_path / "store").pid(), signal.SIGKILL)
+            try:
+                assert insist(lambda: bert.post("/api/lease", json={}))["questions"]
+            finally:
+                over.set()
+            assert {one.result().status_code for one in waiting} == {404}
+
+
 def test_sigterm_ends_it_though_pages_are_listening(tmp_path):
     command = [sys.executable, "-m", "services.cli", "labeler", "serve", "--folder", str(tmp_path)]
     with program([*command, "--address", "127.0.0.1:0", "--access", "off"]) as (server, url):

@@ -365,11 +365,14 @@ def test_what_is_on_the_disk_survives_a_torn_end_and_a_full_disk_takes_nothing(t
     queries = Queries(tmp_path)
     assert queries.add(texts(4)) == ["q3"]
     queries.close()
-    data = bytearray(queries.path.read_bytes())
-    data[20] ^= 1
-    queries.path.write_bytes(data)
-    with pytest.raises(ServiceError, match=r"queries\.bin is damaged at byte 0"):
-        Queries(tmp_path)
+    whole = queries.path.read_bytes()
+    for at in (0, 3, 5, 20):  # of the first record: its length, its checksum, itself
+        data = bytearray(whole)
+        data[at] ^= 1
+        queries.path.write_bytes(data)
+        with pytest.raises(ServiceError, match=r"queries\.bin is damaged at byte 0"):
+            Queries(tmp_path)
+        assert queries.path.read_bytes() == data
 
 
 def test_the_work_goes_on_behind_and_waits_for_a_store_that_is_away(make, server, monkeypatch):

@@ -93,6 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await service.news.end()
     service.threads.shutdown()
+    service.film_threads.shutdown(wait=False, cancel_futures=True)  # what is filmed ends with the clips
     if service.newest is not None:
         await asyncio.to_thread(service.newest.close)
 

@@ -29,6 +29,8 @@ CSRF = "X-Tutelage-CSRF"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 THREADS = 12
 """Calls that wait for the store at once; what they write shares its syncs to disk."""
+FILM_THREADS = 4
+"""Calls that wait for a clip that is filmed again: apart, since nothing else shall wait for that."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,20 @@ class Service:
     threads: ThreadPoolExecutor = field(
         default_factory=partial(ThreadPoolExecutor, THREADS, thread_name_prefix="labeler")
     )
+    film_threads: ThreadPoolExecutor = field(
+        default_factory=partial(ThreadPoolExecutor, FILM_THREADS, thread_name_prefix="clip")
+    )
 
     async def do(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """The result of something that waits for the store or the disk."""
         return await asyncio.get_running_loop().run_in_executor(
             self.threads, partial(call, *arguments, **named)
+        )
+
+    async def clip(self, name: str) -> Path | None:
+        """As `Clips.path`."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self.film_threads, self.labeling.clips.path, name
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -231,7 +230,7 @@ async def give_back(said: GivingBack, person: Annotator, labeler: Labeler) -> Gi
 async def clip(name: Name, _: Annotator, labeler: Labeler) -> FileResponse:
     """A video; ranges of it too. Its name is known to who was asked about it."""
     try:
-        path = await asyncio.to_thread(labeler.labeling.clips.path, name)  # it may have to be filmed again
+        path = await labeler.clip(name)  # it may have to be filmed again
     except TutelageError as error:
         raise Refused(404, f"clip: {name} is gone: {error}") from None
     if path is None:

@@ -28,6 +28,7 @@ from tutelage.types import Query
 
 NAME = "queries.bin"
 HEAD = struct.Struct("<II")  # length and CRC-32 of a record
+FIRST = 0x0A  # byte of every record: the tag of `Stored.query`
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Queries:
                 else:
                     whole = False
                 if not whole:
-                    if file.read(1):
+                    file.seek(at)
+                    if _has_record(file.read()[1:]):  # otherwise it was begun when a crash came
                         raise ServiceError(f"{self.path} is damaged at byte {at}")
                     break
                 try:
@@ -151,6 +153,18 @@ class Queries:
                 self._places[query.id] = Place(at, query.kind, query.priority, bool(stored.gold))
                 at += HEAD.size + len(data)
         return at
+
+
+def _has_record(data: bytes) -> bool:
+    """Whether there is a whole one, wherever it begins."""
+    view = memoryview(data)
+    for at in range(len(data) - HEAD.size):
+        length, checksum = HEAD.unpack_from(view, at)
+        begin, end = at + HEAD.size, at + HEAD.size + length
+        may_be = length > 0 and end <= len(data) and view[begin] == FIRST
+        if may_be and zlib.crc32(view[begin:end]) == checksum:
+            return True
+    return False
 
 
 def _sync_folder(folder: Path) -> None:
