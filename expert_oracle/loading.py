@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,7 +59,17 @@ def one_line(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
-        raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}") from error
+        where = _line_of_theirs(error)
+        raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}{where}") from error
+
+
+def _line_of_theirs(error: Exception) -> str:
+    """Where it was raised: the last line that is neither ours nor a library's; empty where there is none."""
+    ours = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not (frame.filename.startswith((ours, "<")) or "site-packages" in frame.filename):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
 
 
 @runtime_checkable
@@ -225,8 +237,10 @@ class CheckedOracle:
     def act(self, obs: Tree) -> Tree:
         """Actions [N, ...] of the action space; raises OracleError, in one line, for anything else."""
         who, N = f"expert {self.name}", len(tree.flatten(obs)[0])
-        with one_line(f"{who} failed for {N} states"):
+        with one_line(f"{who} failed for {N} state{'s' * (N != 1)}"):
             actions = self.oracle.act(obs)
+        if actions is None:
+            raise OracleError(f"{who} returned None, expected actions; is a `return` missing?")
         return _fit(actions, self.action_space, N, who)
 
     def takes_over(self, obs: Tree, actions: Array, began: Array) -> Array:

@@ -116,7 +116,7 @@ def test_good_answers_are_cast_and_clipped():
         (np.zeros((3, 2)), BOX, r"returned shape \(3, 2\), expected \(4, 2\)"),
         (np.array([["a", "b"]] * 4), BOX, "returned <U1, expected numbers"),
         ([[1], [2, 3]], BOX, "returned something that is no array"),
-        (None, BOX, r"returned shape \(\)"),
+        (None, BOX, r"returned None, expected actions"),
         (np.zeros(4), DISCRETE, "returned float64, expected integers for Discrete"),
         (np.array([0, 1, 2, 3]), DISCRETE, r"returned actions outside Discrete\(3, start=1\) for 1 of 4"),
         (np.array([1, 1, 4, 4]), DISCRETE, "for 2 of 4 states"),
