@@ -119,6 +119,6 @@ def bradley_terry(returns: Tensor, weights: Tensor, *, careless: float = 0.0) ->
     """
     logp = F.log_softmax(returns, dim=-1)
     if careless:
-        at_random = torch.full_like(logp, math.log(careless / returns.shape[-1]))
+        at_random = torch.full_like(logp, math.log(careless) - math.log(returns.shape[-1]))
         logp = torch.logaddexp(logp + math.log1p(-careless), at_random)
     return -(weights * logp).sum(-1)

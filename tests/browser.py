@@ -98,6 +98,11 @@ class Person:
         page.wait_for_function(SETTLED)
         return page.locator(SHOWN).get_attribute("data-question") or ""
 
+    def back(self, question: str) -> None:
+        """Wait until a question is shown again that was taken back."""
+        self.page.locator(f'{SHOWN}[data-question="{question}"]').wait_for()
+        self.shown()
+
     def answer(self, key: str, page: Page | None = None) -> str:
         """Press a key, wait for what comes next; returns what was answered."""
         page = page or self.page

@@ -248,7 +248,9 @@ def test_demonstrations_of_another_environment_are_refused(tmp_path, arrays, mes
 
 def test_demonstrations_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "bad.npz").write_text("no zip")
-    for name, words in (("none.npz", "no such file"), ("bad.npz", "not a readable .npz"), (".", "empty")):
+    (tmp_path / "empty").mkdir()
+    expected = {"none.npz": "no such file", "bad.npz": "not a readable .npz", "empty": "no demonstrations in"}
+    for name, words in expected.items():
         line = refused(f"method.demonstrations={tmp_path / name}", preset="bc-cartpole")
         assert line.startswith("method.demonstrations: ")
         assert words in line
