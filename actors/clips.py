@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import pickle
@@ -323,7 +324,16 @@ def _pictures(env: gym.Env, footage: Footage) -> Iterator[Array]:
         return iter(footage.frames)
     if footage.posed:
         return iter([_posed(env, footage.obs)])
-    return frames(env, footage.seed, footage.actions, footage.start, footage.obs)
+    return _held(frames(env, footage.seed, footage.actions, footage.start, footage.obs), footage.held)
+
+
+def _held(pictures: Iterator[Array], more: int) -> Iterator[Array]:
+    """Pictures, and the last one so often again."""
+    last = None
+    for last in pictures:
+        yield last
+    if last is not None:
+        yield from itertools.repeat(last, more)
 
 
 def _posed(env: gym.Env, obs: Tree) -> Array:

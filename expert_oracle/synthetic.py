@@ -18,13 +18,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tutelage import plugins
 from tutelage.errors import ConfigError
-from tutelage.types import Answer, Array, Query
+from tutelage.plugins import did_you_mean
+from tutelage.protocols import Labeler
+from tutelage.types import Answer, Array, Query, Segment, Tree
 
 TEACHERS: Mapping[str, Mapping[str, float]] = {
     "oracle": {},
@@ -35,7 +39,11 @@ TEACHERS: Mapping[str, Mapping[str, float]] = {
     "myopic": {"discount": 0.9},
 }
 """The six of the paper, with its settings."""
-KIND = "comparison"
+NAMES = (*TEACHERS, "drifting", "adversarial")
+DRIFT = 0.05
+"""Of `drifting`: a step of its walk, as a share of the mean return."""
+Reward = Callable[[Tree, Array], Array]
+"""From the observations [L, ...] and actions [L, ...] of a segment to rewards [L]."""
 
 
 class Teacher:
@@ -50,6 +58,7 @@ class Teacher:
         skip: float = 0.0,  # share of the mean return that the better one has to be worth
         equal: float = 0.0,  # share of the mean return below which a difference is none
         drift: float = 0.0,  # standard deviation of a step of the walk, as a share of the mean return
+        reward: str | Reward | None = None,  # to judge by, a function or its word; None: the environment's
         name: str = "synthetic",
         seed: int = 0,
     ) -> None:
@@ -61,6 +70,7 @@ class Teacher:
                 raise ConfigError(f"teacher: {what}={value} is not 0 or more")
         self.rationality, self.discount, self.mistake = rationality, discount, mistake
         self.skip, self.equal, self.drift = skip, equal, drift
+        self.reward: Reward | None = plugins.load(reward) if isinstance(reward, str) else reward
         self.name = name
         self._rng = np.random.default_rng(seed)
         self._seen = 0  # segments
@@ -74,20 +84,31 @@ class Teacher:
     def answer(self, query: Query) -> Answer:
         """Weights [K] over the options that sum to 1, or cannot tell."""
         began = time.time()
-        rewards = [option.rewards for option in query.options]
-        if any(reward is None for reward in rewards):
-            raise ValueError(f"query {query.id}: a teacher judges by rewards, and a segment has none")
-        weights = self.weights([np.asarray(reward, np.float64) for reward in rewards])
-        uniform = np.full(len(rewards), 1 / len(rewards), np.float32)
+        weights = self.weights([self._judge(query, segment) for segment in query.options])
+        K = len(query.options)
+        uniform = np.full(K, 1 / K, np.float32)
         return Answer(
             query_id=query.id,
             value=uniform if weights is None else weights,
             annotator=self.name,
             started_at=began,
             answered_at=time.time(),
-            side_shown=tuple(range(len(rewards))),
+            side_shown=tuple(range(K)),
             cannot_tell=weights is None,
         )
+
+    def _judge(self, query: Query, segment: Segment) -> Array:
+        """Rewards [L] of a segment; 0 after its end."""
+        if self.reward is not None:
+            rewards = np.asarray(self.reward(segment.obs, segment.actions), np.float64)
+            if rewards.shape != segment.ended.shape:
+                raise ConfigError(
+                    f"teacher: its reward gives shape {rewards.shape} for {len(segment.ended)} steps"
+                )
+            return np.where(segment.ended, 0.0, rewards)
+        if segment.rewards is None:
+            raise ValueError(f"query {query.id}: a teacher judges by rewards, and a segment has none")
+        return np.asarray(segment.rewards, np.float64)
 
     def weights(self, rewards: Sequence[Array]) -> Array | None:
         """Weights [K] float32 of segments by their rewards, each [L]; None: it cannot tell."""
@@ -127,8 +148,31 @@ class Teacher:
         return int((self.rationality * values + noise).argmax())
 
 
-def teacher(kind: str = "oracle", **settings: Any) -> Teacher:
-    """One of the paper's teachers by name, with other settings besides."""
-    if kind not in TEACHERS:
-        raise ConfigError(f"there is no teacher {kind!r}; known: {', '.join(TEACHERS)}")
-    return Teacher(**{"name": kind, **TEACHERS[kind], **settings})
+@dataclass(frozen=True)
+class Adversary:
+    """Says the opposite of what it thinks."""
+
+    labeler: Labeler
+
+    def label(self, queries: Sequence[Query]) -> list[Answer]:
+        return [_opposite(answer) for answer in self.labeler.label(queries)]
+
+
+def _opposite(answer: Answer) -> Answer:
+    if answer.cannot_tell:
+        return answer
+    turned = answer.value.max() + answer.value.min() - answer.value
+    return replace(answer, value=(turned / turned.sum()).astype(np.float32))
+
+
+def synthetic(kind: str = "oracle", **settings: Any) -> Labeler:
+    """One of the paper's teachers by name, `drifting` or `adversarial`, with other settings besides.
+
+    Raises ConfigError for a name that is not known, TypeError for such a setting.
+    """
+    if kind not in NAMES:
+        raise ConfigError(f"there is no teacher {kind!r}{did_you_mean(kind, NAMES)}")
+    given = {"name": kind, **TEACHERS.get(kind, {}), **settings}
+    if kind == "drifting":
+        given = {"drift": DRIFT, **given}
+    return Adversary(Teacher(**given)) if kind == "adversarial" else Teacher(**given)

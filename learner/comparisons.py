@@ -1,18 +1,20 @@
-"""Answered comparisons on the disk: as many as people give, whatever the memory.
+"""Comparisons on the disk, asked and answered: as many as people give, whatever the memory.
 
     comparisons = Comparisons(run / "preferences")
-    comparisons.add([(query, answer), ...])      # on the disk when it returns; one that is there adds nothing
+    comparisons.ask(queries)             # the segments are on the disk when it returns
+    comparisons.hear(answers)            # and so are the answers, each annotator's last one to a question
     model.fit(comparisons.compared())
 
 A column of the segments is a file of records, one after the other, and a line of `index.jsonl` says that a
-comparison is whole: what a crash left behind the last line is overwritten. Rows are read as they are needed.
+question is whole, or what somebody answered: what a crash left behind the last line is overwritten. Rows are
+read as they are needed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,83 +23,155 @@ import tree
 
 from learner.reward_model import Compared
 from tutelage.errors import DatasetError
-from tutelage.types import Answer, Array, Query, Segment
+from tutelage.types import Answer, Array, EnvRecipe, Query, Segment
 
 INDEX = "index.jsonl"
 
 
 class Comparisons:
-    """Comparisons of K segments of L steps each, by one writer. Who could not tell is not among them."""
+    """Comparisons of K segments of L steps each, by one writer. Who cannot tell teaches nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._structure: Any = None
-        self._weights: list[list[float]] = []
-        self._known: set[tuple[str, str]] = set()
+        self._rows: dict[str, int] = {}  # question -> its row, in order
+        self._asked: list[Mapping[str, Any]] = []  # what makes a row a question again
+        self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
         self._read()
 
     def __len__(self) -> int:
-        return len(self._weights)
+        """Answers from which something is learnt."""
+        return sum(weights is not None for weights in self._answers.values())
 
-    def add(self, answered: Sequence[tuple[Query, Answer]]) -> int:
-        """Returns how many were new. Raises DatasetError for segments unlike those before, or a full disk."""
-        new = []
-        for query, answer in answered:
-            key = (query.id, answer.annotator)
-            if key not in self._known and not answer.cannot_tell:
-                self._known.add(key)
-                new.append((query, answer))
+    @property
+    def asked(self) -> int:
+        """Questions."""
+        return len(self._rows)
+
+    @property
+    def answered(self) -> int:
+        """Answers, also of those who could not tell."""
+        return len(self._answers)
+
+    def ask(self, queries: Sequence[Query]) -> None:
+        """Keep the segments of new questions. Raises DatasetError for some unlike those before, or a full
+        disk."""
+        new = [query for query in queries if query.id not in self._rows]
         if new:
-            try:
-                self._append(new)
-            except BaseException:
-                self._known -= {(query.id, answer.annotator) for query, answer in new}
-                raise
-        return len(new)
+            self._append(new)
+
+    def hear(self, answers: Iterable[Answer]) -> int:
+        """Keep answers; one that comes again takes the place of the first. Returns how many were new.
+
+        Answers to questions that were not asked here are passed over.
+        """
+        new: dict[tuple[str, str], list[float] | None] = {}
+        lines = []
+        for answer in answers:
+            key = (answer.query_id, answer.annotator)
+            weights = None if answer.cannot_tell else [float(weight) for weight in answer.value]
+            if answer.query_id not in self._rows or {**self._answers, **new}.get(key, ()) == weights:
+                continue
+            new[key] = weights
+            lines.append(
+                {
+                    "query": answer.query_id,
+                    "annotator": answer.annotator,
+                    "weights": weights,
+                    "answered_at": answer.answered_at,
+                }
+            )
+        before = len(self._answers)
+        if lines:
+            self._write({}, lines)
+            self._answers |= new
+        return len(self._answers) - before
+
+    def open(self) -> list[Query]:
+        """Questions that nobody has answered, as they were asked."""
+        answered = {query for query, _ in self._answers}
+        return [self._query(id, row) for id, row in self._rows.items() if id not in answered]
+
+    def last(self, answers: int) -> Compared:
+        """The comparisons of the newest answers."""
+        return self._compared(list(self._decided())[-answers:])
 
     def compared(self) -> Compared:
         """All of them, read from the disk as they are indexed. Raises DatasetError where there are none."""
-        if not len(self):
+        return self._compared(list(self._decided()))
+
+    def annotators(self) -> list[str]:
+        """Who answered, an entry for each comparison of `compared()`."""
+        return [annotator for _, annotator in self._decided()]
+
+    def _decided(self) -> Iterable[tuple[str, str]]:
+        return (key for key, weights in self._answers.items() if weights is not None)
+
+    def _compared(self, keys: Sequence[tuple[str, str]]) -> Compared:
+        if not keys:
             raise DatasetError(f"{self.path} has no comparisons yet")
-        arrays = {
-            name: np.memmap(self._file(name), dtype, "r", shape=(len(self), *shape))
+        arrays = self._arrays()
+        return Compared(
+            self._obs(arrays),
+            arrays["actions"],
+            np.array([self._answers[key] for key in keys], np.float32),
+            np.array([self._rows[query] for query, _ in keys], np.int64),
+            arrays["ended"],
+        )
+
+    def _arrays(self) -> dict[str, Array]:
+        return {
+            name: np.memmap(self._file(name), dtype, "r", shape=(len(self._rows), *shape))
             for name, (dtype, shape) in self._columns.items()
         }
+
+    def _obs(self, arrays: Mapping[str, Array]) -> Any:
         obs = [array for name, array in arrays.items() if name.startswith("obs")]
-        weights = np.array(self._weights, np.float32)
-        structure = self._structure if self._structure is not None else obs[0]
-        return Compared(
-            tree.unflatten_as(structure, obs),
-            arrays["actions"],
-            weights,
-            np.arange(len(self), dtype=np.int64),
-        )
+        return obs[0] if self._structure is None else tree.unflatten_as(self._structure, obs)
+
+    def _query(self, id: str, row: int) -> Query:
+        arrays, said = self._arrays(), self._asked[row]
+        options = [
+            Segment(
+                obs=tree.map_structure(lambda x, k=k: np.array(x[row, k]), self._obs(arrays)),
+                actions=np.array(arrays["actions"][row, k]),
+                recipe=EnvRecipe(**one["recipe"]),
+                seed=one["seed"],
+                prefix=np.array(one["prefix"], arrays["actions"].dtype).reshape(
+                    -1, *arrays["actions"].shape[3:]
+                ),
+                rewards=np.array(arrays["rewards"][row, k]) if one["rewards"] else None,
+                played=one["played"],
+            )
+            for k, one in enumerate(said["options"])
+        ]
+        return Query(id, said["kind"], options, said["context"], said["priority"], said["wanted"])
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.bin"
 
     # Writing
 
-    def _append(self, new: Sequence[tuple[Query, Answer]]) -> None:
-        rows = [self._row(query) for query, _ in new]
+    def _append(self, new: Sequence[Query]) -> None:
+        rows = [self._row(query) for query in new]
         if not self._columns:
             self._columns = {name: (array.dtype, array.shape) for name, array in rows[0].items()}
-            self._structure = tree.map_structure(lambda _: 0, new[0][0].options[0].obs)
-        for (query, answer), row in zip(new, rows, strict=True):
+            structure = tree.map_structure(lambda _: 0, new[0].options[0].obs)
+            self._structure = structure if tree.is_nested(structure) else None
+        for query, row in zip(new, rows, strict=True):
             if (found := {name: (x.dtype, x.shape) for name, x in row.items()}) != self._columns:
                 raise DatasetError(f"{self.path}: query {query.id} is of {found}, the others {self._columns}")
-            if len(answer.value) != len(query.options):
-                raise DatasetError(
-                    f"{self.path}: the answer to {query.id} has {len(answer.value)} weights for "
-                    f"{len(query.options)} segments"
-                )
-        try:
-            self._write(new, rows)
-        except OSError as error:
-            raise DatasetError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        self._weights += [[float(weight) for weight in answer.value] for _, answer in new]
+        data = {name: b"".join(row[name].tobytes() for row in rows) for name in self._columns}
+        lines = [_asked(query) for query in new]
+        if not self._rows:
+            columns = {name: [dtype.str, list(shape)] for name, (dtype, shape) in self._columns.items()}
+            lines[0] |= {"columns": columns, "structure": self._structure}
+        self._write(data, lines)
+        for query, line in zip(new, lines, strict=True):
+            self._rows[query.id] = len(self._rows)
+            self._asked.append(line)
 
     def _row(self, query: Query) -> dict[str, Array]:
         """The columns of a query, [K, L, ...]."""
@@ -106,31 +180,27 @@ class Comparisons:
             raise DatasetError(f"{self.path}: query {query.id} is not about segments")
         obs = tree.map_structure(lambda *parts: np.stack(parts), *(one.obs for one in segments))
         columns = {".".join(["obs", *map(str, path)]): x for path, x in tree.flatten_with_path(obs)}
-        return {**columns, "actions": np.stack([one.actions for one in segments])}
+        nothing = np.zeros(len(segments[0].actions), np.float32)
+        return {
+            **columns,
+            "actions": np.stack([one.actions for one in segments]),
+            "rewards": np.stack([nothing if one.rewards is None else one.rewards for one in segments]).astype(
+                np.float32
+            ),
+            "ended": np.stack([one.ended for one in segments]),
+        }
 
-    def _write(self, new: Sequence[tuple[Query, Answer]], rows: Sequence[dict[str, Array]]) -> None:
-        for name, (dtype, shape) in self._columns.items():
-            size = dtype.itemsize * int(np.prod(shape))
-            self._put(self._file(name), b"".join(row[name].tobytes() for row in rows), len(self) * size)
-        lines = [
-            {
-                "query": query.id,
-                "annotator": answer.annotator,
-                "weights": [float(weight) for weight in answer.value],
-                "answered_at": answer.answered_at,
-            }
-            for query, answer in new
-        ]
-        if not len(self):
-            lines[0]["columns"] = {
-                name: [dtype.str, list(shape)] for name, (dtype, shape) in self._columns.items()
-            }
-            lines[0]["structure"] = self._structure
-        index = self.path / INDEX
-        size = self._index_size
-        data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        self._put(index, data, size)
-        self._index_size = size + len(data)
+    def _write(self, columns: Mapping[str, bytes], lines: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            for name, data in columns.items():
+                dtype, shape = self._columns[name]
+                size = dtype.itemsize * int(np.prod(shape))
+                self._put(self._file(name), data, len(self._rows) * size)
+            data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            self._put(self.path / INDEX, data, self._index_size)
+        except OSError as error:
+            raise DatasetError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        self._index_size += len(data)
 
     def _put(self, path: Path, data: bytes, at: int) -> None:
         """`data` at this place of the file, and nothing behind it; on the disk."""
@@ -153,14 +223,45 @@ class Comparisons:
                 if not line.endswith(b"\n"):
                     break  # a crash cut it short
                 try:
-                    said = json.loads(line)
-                    self._weights.append(said["weights"])
-                    self._known.add((said["query"], said["annotator"]))
+                    self._take(json.loads(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise DatasetError(f"{index}, line {number}: {error!r}") from None
-                if "columns" in said:
-                    self._columns = {
-                        name: (np.dtype(d), tuple(s)) for name, (d, s) in said["columns"].items()
-                    }
-                    self._structure = said["structure"]
                 self._index_size += len(line)
+
+    def _take(self, said: Mapping[str, Any]) -> None:
+        """A line of the index."""
+        if "columns" in said:
+            self._columns = {name: (np.dtype(d), tuple(s)) for name, (d, s) in said["columns"].items()}
+            self._structure = said["structure"]
+        if "asked" in said:
+            self._rows[said["asked"]] = len(self._rows)
+            self._asked.append(said)
+        else:
+            self._answers[said["query"], said["annotator"]] = said["weights"]
+
+
+def _asked(query: Query) -> dict[str, Any]:
+    """What a line of the index says of a question, besides its columns."""
+    options = [
+        {
+            "recipe": {
+                "id": one.recipe.id,
+                "kwargs": dict(one.recipe.kwargs),
+                "backend": one.recipe.backend,
+                "versions": dict(one.recipe.versions),
+            },
+            "seed": int(one.seed),
+            "prefix": np.asarray(one.prefix).tolist(),
+            "played": one.played,
+            "rewards": one.rewards is not None,
+        }
+        for one in query.options
+    ]
+    return {
+        "asked": query.id,
+        "kind": query.kind,
+        "context": dict(query.context),
+        "priority": query.priority,
+        "wanted": query.answers_wanted,
+        "options": options,
+    }

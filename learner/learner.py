@@ -26,9 +26,11 @@ from learner.demonstrations import load_demonstrations
 from learner.methods._base import Columns, Method, each
 from learner.nets import PolicyModule
 from learner.recent import Recent
+from learner.reward_learner import make_model, predicted
+from learner.reward_model import RewardModel
 from learner.reward_scale import RewardScale
 from tutelage.errors import TrainingError
-from tutelage.types import Rollout, Tree
+from tutelage.types import Array, Rollout, Tree
 
 CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
 SETTLING_ROWS = 4_096
@@ -47,6 +49,10 @@ class MethodLearner(TorchLearner):
         self.reward_scale = RewardScale()
         self.dataset: Dataset | None = None
         self.recent: Recent | None = None
+        self.reward_model: RewardModel | None = None
+        if (settings := self.method.reward_settings()) is not None:
+            spaces = self.policy.observation_space, self.policy.action_space
+            self.reward_model = make_model(settings, *spaces, self.config.seed or 0)  # type: ignore[arg-type]
         if self.method.recent_rows:
             self.recent = Recent(self.method.recent_rows)
         if self.method.learns_from == "dataset":
@@ -110,15 +116,20 @@ class MethodLearner(TorchLearner):
         seed: int,
         env_steps: int,
         round: int | None = None,
+        reward: Any = None,
     ) -> dict[str, float]:
         """Learn from `rollouts`, and for dataset methods from all before them.
 
         `key` names the rollouts, so that they are stored once even if they are sent twice; `round` is the one
-        that they complete. Returns means over the minibatches of what the method reports, `minibatches`, and
-        what a dataset counts where there is one.
+        that they complete; `reward` are weights of the reward model, or a reference to them. Returns means
+        over the minibatches of what the method reports, `minibatches`, and what a dataset counts where there
+        is one.
         """
         self.before_gradient_based_update(timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps})
         self._weights_seq_no += 1
+        if reward is not None and self.reward_model is not None:
+            weights = ray.get(reward) if isinstance(reward, ray.ObjectRef) else reward
+            self.reward_model.load_state_dict(weights)
         if self.dataset is None:
             chunks = self._chunks_of_rollouts(fetched(rollouts), seed=seed)
             figures = self._descend(minibatches(chunks, self._minibatch_size()))
@@ -245,6 +256,15 @@ class MethodLearner(TorchLearner):
     def scale_rewards(self, rollout: Rollout, gamma: float) -> Tensor:
         """Rewards [T, B] over the running standard deviation of the discounted return."""
         return self.tensor(rollout.rewards / np.float32(self.reward_scale.update(rollout, gamma)))
+
+    def learnt_rewards(self, rollout: Rollout, *, relative_to_end: bool) -> Array:
+        """What the reward model makes of a rollout's steps [T, B]."""
+        assert self.reward_model is not None
+        return predicted(self.reward_model, rollout, relative_to_end=relative_to_end)
+
+    def ends_are_judged(self) -> bool:
+        """Whether the reward model knows what comes after the end of a task."""
+        return self.reward_model is not None and bool(self.reward_model.ends_known)
 
     # Descent
 

@@ -110,7 +110,7 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
     return (torch.expm1(log_ratio) - log_ratio).mean()
 
 
-def bradley_terry(returns: Tensor, weights: Tensor, *, careless: float = 0.0) -> Tensor:
+def bradley_terry(returns: Tensor, weights: Tensor, *, careless: float | Tensor = 0.0) -> Tensor:
     """−Σ_k w_k log P_k [...] of segments' returns [..., K] and an answer's weights [..., K] that sum to 1.
 
     P_k = (1 − ε) softmax_k(returns) + ε / K: the probability that option k is preferred by somebody who
@@ -118,7 +118,10 @@ def bradley_terry(returns: Tensor, weights: Tensor, *, careless: float = 0.0) ->
     and section 2.2.3). A tie has equal weights.
     """
     logp = F.log_softmax(returns, dim=-1)
-    if careless:
+    if isinstance(careless, Tensor):  # [...], of each answer
+        floor = (careless.log() - math.log(returns.shape[-1]))[..., None]
+        logp = torch.logaddexp(logp + torch.log1p(-careless)[..., None], floor.expand_as(logp))
+    elif careless:
         at_random = torch.full_like(logp, math.log(careless) - math.log(returns.shape[-1]))
         logp = torch.logaddexp(logp + math.log1p(-careless), at_random)
     return -(weights * logp).sum(-1)

@@ -15,6 +15,10 @@ Departures from the paper:
 
 A Bradley–Terry reward has a free offset and scale. Both are fixed after each fit: over the segments' steps
 every member has mean 0 and standard deviation 1.
+
+Of a step after the end of the task there is nothing to see, and yet people have an opinion of it: what they
+prefer shows what an ended episode is worth. That is one number a member, the reward of the absorbing state
+(as in DAC; Kostrikov et al., 2019). Once it has been judged, rewards can be told relative to it.
 """
 
 from __future__ import annotations
@@ -48,10 +52,12 @@ LONG_MEMORY = 97  # an odd number that spreads seeds
 class Compared:
     """Answered comparisons of segments of one length. Made by: the data. Eaten by: the reward model."""
 
-    obs: Tree  # [N, K, L, ...]
-    actions: Array  # [N, K, L, ...]
+    obs: Tree  # [Q, K, L, ...] of Q questions
+    actions: Array  # [Q, K, L, ...]
     weights: Array  # [N, K] float32, sum to 1
-    numbers: Array  # [N] int64, one for each comparison that ever was, in order
+    rows: Array  # [N] int64, of obs, actions and ended: the number of the question, several may answer it
+    ended: Array | None = None  # [Q, K, L] bool, steps after the end of the task; None: there are none
+    careless: Array | None = None  # [N] float32, probability of an answer at random; None: the model's
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -62,6 +68,7 @@ class RewardModel(nn.Module):
 
     offset: Tensor
     scale: Tensor
+    ends_known: Tensor  # bool: somebody has judged what came after an end
 
     def __init__(
         self,
@@ -73,16 +80,20 @@ class RewardModel(nn.Module):
         activation: str = "relu",
         lr: float = 1e-3,
         careless: float = CARELESS,
+        normalise: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.action_space, self.members, self.careless, self.seed = action_space, members, careless, seed
+        self.normalise = normalise
         config = {"normalise_observations": True, "conv_filters": None}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(observation_space, config)
             sizes = [self.encoder.size + gym.spaces.flatdim(action_space), *hiddens, 1]
             self.net = EnsembleMLP(members, sizes, activation, output_gain=1.0)
+        self.ended_reward = nn.Parameter(torch.zeros(members, 1))
+        self.register_buffer("ends_known", torch.zeros((), dtype=torch.bool))
         self.register_buffer("offset", torch.zeros(members, 1))
         self.register_buffer("scale", torch.ones(members, 1))
         self.optimiser = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=1e-4, fused=True)
@@ -98,14 +109,16 @@ class RewardModel(nn.Module):
         return self.net(features).squeeze(-1)
 
     @torch.no_grad()
-    def rewards(self, obs: Tree, actions: Tensor) -> Tensor:
-        """Rewards [M, N] on the common scale."""
+    def rewards(self, obs: Tree, actions: Tensor, *, relative_to_end: bool = False) -> Tensor:
+        """Rewards [M, N] on the common scale: with mean 0 over what was judged, or less that of a step after
+        the end of the task, which then has 0."""
         rows = len(actions)
+        offset = self.ended_reward if relative_to_end else self.offset
         parts = [
             self(tree.map_structure(lambda x, i=i: x[i : i + ROWS], obs), actions[i : i + ROWS])
             for i in range(0, rows, ROWS)
         ]
-        return (torch.cat(parts, dim=-1) - self.offset) / self.scale
+        return (torch.cat(parts, dim=-1) - offset) / self.scale
 
     def _action_features(self, actions: Tensor) -> Tensor:
         space = self.action_space
@@ -117,11 +130,14 @@ class RewardModel(nn.Module):
         low, high = (torch.as_tensor(bound).to(actions) for bound in (space.low, space.high))  # type: ignore[attr-defined]
         return actions.clamp(low, high).flatten(1).float()  # as the environment takes them
 
-    def returns(self, obs: Tree, actions: Tensor) -> Tensor:
+    def returns(self, obs: Tree, actions: Tensor, ended: Tensor | None = None) -> Tensor:
         """Sums of fitted rewards [M, N, K] over segments [N, K, L, ...]."""
         shape = actions.shape[:3]
         flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
-        return self(flat, actions.flatten(0, 2)).unflatten(-1, shape).sum(-1)
+        rewards = self(flat, actions.flatten(0, 2)).unflatten(-1, shape)
+        if ended is not None:
+            rewards = torch.where(ended, self.ended_reward[..., None, None], rewards)
+        return rewards.sum(-1)
 
     # Fitting
 
@@ -157,8 +173,9 @@ class RewardModel(nn.Module):
     def _pass(self, data: Fitting, minibatch: int, rng: np.random.Generator) -> float:
         total = weight = 0.0
         for rows in data.minibatches(minibatch, rng):
-            obs, actions, weights, counts = data.rows(rows)
-            losses = bradley_terry(self.returns(obs, actions), weights, careless=self.careless)  # [M, n]
+            obs, actions, ended, weights, careless, counts = data.rows(rows)
+            careless = self.careless if careless is None else careless
+            losses = bradley_terry(self.returns(obs, actions, ended), weights, careless=careless)  # [M, n]
             loss = (counts * losses).sum() / counts.sum().clamp(min=1)
             self.optimiser.zero_grad()
             (self.members * loss).backward()  # members share nothing: each has its own mean
@@ -172,9 +189,10 @@ class RewardModel(nn.Module):
         """Loss and accuracy on the comparisons that are held out; NaN where there are none."""
         losses, right = list[Tensor](), list[Tensor]()
         for rows in data.held_out():
-            obs, actions, weights, _ = data.rows(rows)
-            returns = self.returns(obs, actions)
-            losses.append(bradley_terry(returns, weights, careless=self.careless).flatten())
+            obs, actions, ended, weights, careless, _ = data.rows(rows)
+            returns = self.returns(obs, actions, ended)
+            careless = self.careless if careless is None else careless
+            losses.append(bradley_terry(returns, weights, careless=careless).flatten())
             decided = weights.max(-1).values > weights.mean(-1) + 1e-6
             mean = returns.mean(0)
             right.append((mean.argmax(-1) == weights.argmax(-1))[decided].float())
@@ -189,11 +207,17 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def _normalise(self, data: Fitting) -> None:
+        if (ended := data.compared.ended) is not None and not self.ends_known:
+            self.ends_known.fill_(bool(ended[data.compared.rows].any()))
+        if not self.normalise:
+            return
         sums, squares, count = 0.0, 0.0, 0
         for rows in data.all():
-            obs, actions, *_ = data.rows(rows)
+            obs, actions, ended, *_ = data.rows(rows)
             flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
             rewards = self(flat, actions.flatten(0, 2)).double()
+            if ended is not None:
+                rewards = rewards[:, ~ended.flatten()]
             sums, squares = sums + rewards.sum(-1), squares + rewards.square().sum(-1)
             count += rewards.shape[-1]
         mean = torch.as_tensor(sums) / count
@@ -214,21 +238,26 @@ class RewardModel(nn.Module):
 class Fitting:
     """Comparisons part by part, which may lie on the disk; what each member draws, and which are held out."""
 
-    def __init__(self, compared: Compared, members: int, seed: int) -> None:
+    def __init__(self, compared: Compared, members: int, seed: int, *, held_out: bool = False) -> None:
+        """held_out: all of them."""
         self.compared = compared
-        draws = [drawn(int(number), members, seed) for number in compared.numbers]
+        draws = [drawn(int(number), members, seed) for number in compared.rows]
         self.counts = torch.tensor(np.array([counts for counts, _ in draws], np.float32).T)  # [M, N]
         self._held_out = np.array([held for _, held in draws], bool)
-        if self._held_out.all():  # of a handful
-            self._held_out[:] = False
+        if held_out or self._held_out.all():  # all of a handful are learnt from
+            self._held_out[:] = held_out
         self._steps = int(np.prod(compared.actions.shape[1:3]))  # of one comparison
 
-    def rows(self, rows: Array) -> tuple[Tree, Tensor, Tensor, Tensor]:
-        """obs and actions [n, K, L, ...], weights [n, K], counts [M, n] of these comparisons."""
+    def rows(self, rows: Array) -> tuple[Tree, Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
+        """obs and actions [n, K, L, ...], ended [n, K, L], weights [n, K], careless [n] and counts [M, n] of
+        these comparisons."""
         one = self.compared
-        obs = tree.map_structure(lambda x: torch.from_numpy(x[rows]), one.obs)
-        counts = self.counts[:, torch.from_numpy(rows)]
-        return obs, torch.from_numpy(one.actions[rows]), torch.from_numpy(one.weights[rows]), counts
+        questions = one.rows[rows]
+        obs = tree.map_structure(lambda x: torch.from_numpy(x[questions]), one.obs)
+        ended = None if one.ended is None else torch.from_numpy(one.ended[questions])
+        careless = None if one.careless is None else torch.from_numpy(one.careless[rows])
+        weights, counts = torch.from_numpy(one.weights[rows]), self.counts[:, torch.from_numpy(rows)]
+        return obs, torch.from_numpy(one.actions[questions]), ended, weights, careless, counts
 
     def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Array]:
         kept = rng.permutation(np.flatnonzero(~self._held_out))

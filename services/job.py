@@ -29,6 +29,7 @@ from expert_oracle.human import context_of
 from services import report
 from services.labeler.beside import beside
 from services.labeler.client import LabelerClient
+from services.preferences import PEOPLE
 from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import PAGE, RunSettings, Sections, Stop, build_config, preflight, settings_of
@@ -140,6 +141,7 @@ class Job:
         self.before = run.read_summary()  # of an earlier part of this run
         self.known = self._known_baselines()
         self.trainer: Trainer | None = None
+        self.interruption = Interruption()
         self.saved = time.monotonic()  # when the last checkpoint was written
         self.wall_before = float((run.metrics() or [{}])[-1].get("wall_s", 0.0))
 
@@ -148,6 +150,7 @@ class Job:
         started = time.monotonic()
         start_ray(self.config, spare_cpus=SPARE_CPUS)
         with Interruption().caught() as interruption, self._people(progress):
+            self.interruption = interruption
             try:
                 self.run.write_summary(
                     {**self.before, **self._facts(), **self.known, "stopped_because": None}
@@ -162,8 +165,16 @@ class Job:
 
     @contextlib.contextmanager
     def _people(self, progress: Progress) -> Iterator[None]:
-        """The way to people, where they are the expert: a labeler that is served, or one of this run."""
-        if self.expert is None or self.expert.oracle != "human":
+        """The way to people, where they are asked: a labeler that is served, or one of this run."""
+        compares = self.config.labeler_spec
+        if compares is not None and compares.labeler == PEOPLE:
+            given = dict(compares.arguments)
+            with beside(self.run.path, given.pop(PAGE, "")) as labeler:
+                progress.say(labeler.links)
+                self.config.feedback(arguments={**given, **labeler.connection})
+                yield
+            return
+        if self.expert is None or self.expert.oracle != PEOPLE:
             yield
             return
         given = dict(self.expert.arguments)
@@ -187,6 +198,7 @@ class Job:
             trainer = Trainer(config=self.config)
         else:
             trainer = Trainer.restored(checkpoint, self.config)
+        trainer.stopping = lambda: self.interruption.signal is not None
         if rescued:
             trainer.store(rescued)
         self.run.truncate_after(trainer.round - 2 if trainer.behind else trainer.round - 1)
@@ -324,7 +336,7 @@ class Job:
             "expert_labels": self.trainer.figures.get("expert_labels", 0),
             "attended_steps": self.trainer.figures.get("attended_steps", 0),
             "takeovers": self.trainer.figures.get("takeovers", 0),
-            "comparisons": 0,
+            "comparisons": int(self.trainer.figures.get("comparisons", 0)),
             "wall_s": self.wall_before + time.monotonic() - started,
             "stopped_because": why,
         }

@@ -40,7 +40,7 @@ RLLIB: Mapping[str, tuple[str, ...]] = {
 }
 """Section -> those of RLlib's settings that have an effect."""
 
-OURS = ("method", "expert", "collection", "run", "stop", "tune")
+OURS = ("method", "expert", "feedback", "collection", "run", "stop", "tune")
 SECTIONS = (*RLLIB, *OURS)
 
 BATCH = (
@@ -109,6 +109,7 @@ AT_LEAST: Mapping[str, int] = {
     "expert.label_batch": 1,
     "expert.max_unlabelled": 0,
     "collection.max_version_lag": 1,
+    "feedback.max_reward_lag": 0,
     "training.minibatch_size": 1,
     "training.num_epochs": 1,
     "learners.num_learners": 0,

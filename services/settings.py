@@ -37,12 +37,13 @@ class Stop:
     rounds: int | None = None
     env_steps: int | None = None
     expert_labels: int | None = None
+    comparisons: int | None = None  # that were answered
     validation_return: float | None = None  # mean return on the validation seeds
     expert_fraction: float | None = None  # of the expert's return, by the validation return
     wall_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "env_steps", "expert_labels", "expert_fraction", "wall_s"):
+        for name in ("rounds", "env_steps", "expert_labels", "comparisons", "expert_fraction", "wall_s"):
             if getattr(self, name) is not None:
                 positive(f"stop.{name}", getattr(self, name))
 
@@ -52,6 +53,7 @@ class Stop:
             "rounds": (figures.get("round", -1) + 1, self.rounds),
             "env_steps": (figures.get("env_steps", 0), self.env_steps),
             "expert_labels": (figures.get("expert_labels", 0), self.expert_labels),
+            "comparisons": (figures.get("comparisons", 0), self.comparisons),
             "validation_return": (figures.get("validation_mean", -np.inf), self.validation_return),
             "expert_fraction": (figures.get("validation_mean", -np.inf), self.goal(expert_return)),
             "wall_s": (figures.get("wall_s", 0.0), self.wall_s),
@@ -102,6 +104,8 @@ def build_config(sections: Sections, run: RunDirectory | None = None) -> Trainer
     if "name" not in method:
         raise ConfigError("method.name is missing, e.g. method.name=dagger")
     name = method.pop("name")
+    if hasattr(method_class(name), "ask_until"):
+        method.setdefault("ask_until", (sections.get("stop") or {}).get("env_steps"))
     config.method(name, **check_arguments("method", method_class(name), method))
     for section in FLUENT:
         if sections.get(section):
@@ -129,6 +133,8 @@ def preflight(sections: Sections) -> TrainerConfig:
     config = build_config(sections)
     stop, run = settings_of(Stop, "stop", sections), settings_of(RunSettings, "run", sections)
     settings_of(TuneSettings, "tune", sections)
+    if config.learning_method is not None:
+        config.learning_method.reward_settings()
     try:
         config.copy(copy_frozen=False).validate()
     except ValueError as error:  # RLlib's own checks
@@ -147,6 +153,8 @@ def preflight(sections: Sections) -> TrainerConfig:
             expert = config.oracle_spec.build()
             check_expert(expert, env, obs, config)
             close(expert)
+        if config.labeler_spec is not None and not config.labeler_spec.asks_people:
+            config.labeler_spec.build()
     finally:
         env.close()
     return config
@@ -190,6 +198,7 @@ def check_reachable(stop: Stop, run: RunSettings, config: TrainerConfig) -> None
         ("expert_fraction", not run.baselines, "the expert is not measured; set run.baselines=true"),
         ("expert_fraction", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
         ("validation_return", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
+        ("comparisons", config.labeler_spec is None, "nobody compares; use another stop, as stop.rounds"),
         ("expert_labels", alone or not asks, "no expert is asked; use another stop, as stop.rounds"),
         ("env_steps", alone and asks, "without an expert nothing is collected; use another, as stop.rounds"),
     )

@@ -30,6 +30,7 @@ from learner.methods import make_method
 from learner.methods._base import Method
 from learner.nets import OF_METHODS, PolicyModule, model_config, save_module
 from services.fleet import Collected, Fleet, Reference, Who
+from services.preferences import Beside, Here, LabelerSpec, Preferences, until_heard
 from services.report import mean_ci95
 from services.run_directory import RunDirectory
 from services.sections import check_effects, check_numbers
@@ -68,6 +69,8 @@ class TrainerConfig(AlgorithmConfig):
         self.learning_method: Method | None = None
         self.method_name: str | None = None
         self.oracle_spec: OracleSpec | None = None
+        self.labeler_spec: LabelerSpec | None = None
+        self.max_reward_lag = 4
         self.asynchronous = False
         self.max_version_lag = 2
         self.max_unlabelled = 2
@@ -138,6 +141,30 @@ class TrainerConfig(AlgorithmConfig):
             self.label_batch = label_batch
         if max_unlabelled is not NOT_GIVEN:
             self.max_unlabelled = max_unlabelled
+        return self
+
+    def feedback(
+        self,
+        *,
+        labeler: str | None = NOT_GIVEN,
+        arguments: Mapping[str, Any] | None = NOT_GIVEN,
+        max_reward_lag: int = NOT_GIVEN,
+    ) -> TrainerConfig:
+        """Who compares.
+
+        Args:
+            labeler: `human`, `grpc://host:port` (a labeler that is served), `synthetic:NAME` (a scripted
+                teacher), `module:attr` or `file.py:attr`.
+            arguments: keyword arguments of the labeler.
+            max_reward_lag: rounds by which the reward may be behind, where collection is asynchronous.
+        """
+        if labeler is not NOT_GIVEN or arguments is not NOT_GIVEN:
+            known = self.labeler_spec or LabelerSpec("", {})
+            word = known.labeler if labeler is NOT_GIVEN else (labeler or "")
+            given = known.arguments if arguments is NOT_GIVEN else (arguments or {})
+            self.labeler_spec = LabelerSpec(word, dict(given)) if word or given else None
+        if max_reward_lag is not NOT_GIVEN:
+            self.max_reward_lag = max_reward_lag
         return self
 
     def collection(
@@ -211,6 +238,11 @@ class TrainerConfig(AlgorithmConfig):
         if self.env is None:
             raise ConfigError("environment.env is missing, e.g. environment.env=CartPole-v1")
         self._check_expert(self.learning_method)
+        if self.learning_method.needs_labeler and self.labeler_spec is None:
+            raise ConfigError(
+                f"method {self.method_name} needs somebody who compares; set feedback.labeler, e.g. "
+                "feedback.labeler=human or feedback.labeler=synthetic:oracle"
+            )
         if self.asynchronous and self.num_env_runners == 0 and not self.in_evaluation:
             raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
         if not self.in_evaluation:  # where RLlib itself sets some
@@ -266,6 +298,9 @@ class Trainer(Algorithm):
         self.figures: dict[str, Any] = {}
         self.in_hand: list[Collected] = []  # collected and not learned from yet
         self.behind = False  # the dataset has rounds that the policy was not fitted to
+        self.stopping: Callable[[], bool] = lambda: False  # whether to wait for people no longer
+        self.preferences: Here | Beside | None = None
+        self._reward: Any = None  # weights of the reward model, or a reference to them
         if self.config.run_directory is None:
             self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)  # pyright: ignore[reportIncompatibleVariableOverride]
             self.config.freeze()
@@ -282,8 +317,28 @@ class Trainer(Algorithm):
             restore=partial(self.restore_env_runners, self.env_runner_group),
         )
         self._continue_dataset()
+        self._begin_preferences()
         self._publish()
         self.best_mean = self._best_on_disk()
+
+    def _begin_preferences(self) -> None:
+        """Who asks and fits the reward, where the method learns one."""
+        settings, spec = self.method.reward_settings(), self.config.labeler_spec
+        if settings is None or spec is None:
+            return
+        env = make_env(self.config.env_recipe())
+        spaces = env.observation_space, env.action_space
+        env.close()
+        folder = Path(str(self.config.run_directory)) / "preferences"
+        make = partial(Preferences, settings, spaces, folder, spec, self.config.seed or 0)
+        self.preferences = (
+            Beside(make, self.config.max_reward_lag) if self.config.asynchronous else Here(make)
+        )
+
+    def stop(self) -> None:
+        if self.preferences is not None:
+            self.preferences.stop()
+        super().stop()
 
     def _best_on_disk(self) -> float:
         """The validation return of the policy in `best/`, which may be newer than any checkpoint."""
@@ -325,7 +380,8 @@ class Trainer(Algorithm):
         steps = sum(rollout.env_steps() for rollout in rollouts)
         self.env_steps += steps
         self.in_hand = rollouts
-        learned = self._learn(rollouts)
+        learned = self._learn_reward(rollouts)
+        learned |= self._learn(rollouts) if "waiting" not in learned else {}
         self.in_hand, self.behind = [], False
         self._publish()
         self.figures = {
@@ -343,6 +399,20 @@ class Trainer(Algorithm):
         for name, value in self.figures.items():
             self.metrics.log_value(name, value, window=1)
         self.round += 1
+
+    def _learn_reward(self, rollouts: Sequence[Collected]) -> dict[str, float]:
+        """Ask about what was collected and take the newest reward, for the policy's update."""
+        if self.preferences is None:
+            return {}
+        arguments = self.preferences, payload_of(rollouts), self.env_steps
+        if self._reward is None:
+            learnt = until_heard(*arguments, self.stopping)
+        else:
+            learnt = self.preferences.advance(*arguments[1:])
+        if learnt.weights is None:
+            return {**learnt.figures, "waiting": 1.0}
+        self._reward = ray.put(learnt.weights) if self.config.num_learners else learnt.weights
+        return dict(learnt.figures)
 
     def _collect(self, beta: float) -> list[Collected]:
         if self.method.asks and self.config.oracle_spec is None:
@@ -413,6 +483,7 @@ class Trainer(Algorithm):
             round=self.round,
             seed=(self.config.seed or 0) * 1_000_003 + self.round,
             env_steps=self.env_steps,
+            reward=self._reward,
         )
         self.version += 1
         return metrics_of(self._all_learners(update))
@@ -445,7 +516,8 @@ class Trainer(Algorithm):
     # Validation
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Validate on held-out seeds, keep the policy if it is the best so far."""
+        """Validate on held-out seeds, keep the policy if it is the best so far; or because it is the newest,
+        where the environment's reward is not to be seen."""
         returns, _ = self.measure(validation_seeds(self.config.seed, self.config.evaluation_duration))
         mean, low, high = mean_ci95(returns)
         self.figures |= {
@@ -454,7 +526,7 @@ class Trainer(Algorithm):
             "validation_hi": high,
             "validation_episodes": len(returns),
         }
-        if mean > self.best_mean:
+        if mean > self.best_mean or self.method.needs_labeler:
             self.best_mean = mean
             with RunDirectory(Path(str(self.config.run_directory))).new_best() as folder:
                 self.save_policy(folder, validation_mean=mean, round=self.round - 1)
@@ -499,6 +571,8 @@ class Trainer(Algorithm):
             "returns": list(self.returns),
             "figures": self.figures,
         }
+        if self.preferences is not None:
+            state["preferences"] = self.preferences.call("get_state")
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -510,6 +584,8 @@ class Trainer(Algorithm):
         self.figures = dict(own.get("figures", {}))
         self.returns = deque(own.get("returns", ()), maxlen=RETURN_WINDOW)
         self.behind = False
+        if self.preferences is not None and "preferences" in state:
+            self.preferences.call("set_state", state["preferences"])
         self._continue_dataset()
         self._publish()
 

@@ -1,5 +1,7 @@
 """Answered comparisons are whole on the disk, each once, and are read as they are needed."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -29,12 +31,18 @@ def answered(n, *, first=0, annotator="anna", L=5, cannot_tell=False):
     ]
 
 
+def add(data, pairs):
+    """Ask and hear; how many answers were new."""
+    data.ask([query for query, _ in pairs])
+    return data.hear([answer for _, answer in pairs])
+
+
 def test_what_was_added_is_there_again(tmp_path):
     pairs = answered(7)
     data = Comparisons(tmp_path)
-    assert data.add(pairs[:4]) == 4
-    assert data.add(pairs) == 3
-    assert data.add(pairs) == 0
+    assert add(data, pairs[:4]) == 4
+    assert add(data, pairs) == 3
+    assert add(data, pairs) == 0
     again = Comparisons(tmp_path)
     assert len(again) == 7
     found = again.compared()
@@ -45,28 +53,63 @@ def test_what_was_added_is_there_again(tmp_path):
         np.testing.assert_array_equal(found.weights[n], answer.value)
 
 
+def test_questions_wait_on_the_disk_for_their_answers(tmp_path):
+    pairs = answered(3)
+    query = pairs[1][0]
+    ended = replace(query.options[0], played=2, rewards=np.ones(5, np.float32), seed=9)
+    ended = replace(ended, prefix=np.ones((4, 3), np.float32), recipe=EnvRecipe("A-v0", {"x": 1}))
+    pairs[1] = replace(query, options=[ended, query.options[1]], context={"task": "Hop."}), pairs[1][1]
+    Comparisons(tmp_path).ask([query for query, _ in pairs])
+    data = Comparisons(tmp_path)
+    assert (data.asked, data.answered, len(data)) == (3, 0, 0)
+    data.hear([pairs[0][1], replace(pairs[0][1], query_id="of another run")])
+    assert [query.id for query in data.open()] == ["q1", "q2"]
+    found = data.open()[0]
+    assert (found.kind, found.context) == ("comparison", {"task": "Hop."})
+    one = found.options[0]
+    assert (one.played, one.seed, one.recipe) == (2, 9, EnvRecipe("A-v0", {"x": 1}))
+    for name in ("obs", "actions", "prefix", "rewards"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(ended, name))
+    assert found.options[1].rewards is None
+    data.hear([pairs[1][1]])
+    np.testing.assert_array_equal(data.compared().ended[1, 0], [False, False, True, True, True])
+    np.testing.assert_array_equal(data.compared().rows, [0, 1])
+
+
+def test_an_answer_that_is_taken_back_or_changed_counts_as_it_was_said_last(tmp_path):
+    pairs = answered(2)
+    data = Comparisons(tmp_path)
+    add(data, pairs)
+    assert data.hear([replace(pairs[0][1], cannot_tell=True)]) == 0
+    data.hear([replace(pairs[1][1], value=np.array([0, 1], np.float32))])
+    for known in (data, Comparisons(tmp_path)):
+        assert (len(known), known.answered) == (1, 2)
+        np.testing.assert_array_equal(known.compared().weights, [[0, 1]])
+
+
 def test_several_answers_to_one_question_all_count_and_doubt_does_not(tmp_path):
     data = Comparisons(tmp_path)
-    data.add(answered(2))
-    assert data.add(answered(2, annotator="bert")) == 2
-    assert data.add(answered(2, first=5, cannot_tell=True)) == 0
-    assert len(data) == 4
+    add(data, answered(2))
+    assert add(data, answered(2, annotator="bert")) == 2
+    assert add(data, answered(2, first=5, cannot_tell=True)) == 2
+    assert (len(data), data.answered, data.asked) == (4, 6, 4)
+    assert data.annotators() == ["anna", "anna", "bert", "bert"]
 
 
 def test_what_a_crash_left_half_written_is_overwritten(tmp_path):
-    Comparisons(tmp_path).add(answered(3))
+    add(Comparisons(tmp_path), answered(3))
     (tmp_path / "obs.bin").open("ab").write(b"xyz" * 100)
     (tmp_path / "index.jsonl").open("ab").write(b'{"query": "q9"')
     data = Comparisons(tmp_path)
     assert len(data) == 3
-    data.add(answered(2, first=3))
+    assert add(data, answered(2, first=3)) == 2
     again = Comparisons(tmp_path)
     assert len(again) == 5
     np.testing.assert_array_equal(again.compared().obs[3, 0], answered(1, first=3)[0][0].options[0].obs)
 
 
 def test_a_damaged_index_is_named(tmp_path):
-    Comparisons(tmp_path).add(answered(3))
+    add(Comparisons(tmp_path), answered(3))
     lines = (tmp_path / "index.jsonl").read_bytes().splitlines()
     (tmp_path / "index.jsonl").write_bytes(b"\n".join([lines[0], b"nonsense", lines[2]]) + b"\n")
     with pytest.raises(DatasetError, match=r"index\.jsonl, line 2"):
@@ -75,11 +118,11 @@ def test_a_damaged_index_is_named(tmp_path):
 
 def test_segments_of_another_length_are_refused_and_nothing_is_written(tmp_path):
     data = Comparisons(tmp_path)
-    data.add(answered(2))
+    add(data, answered(2))
     with pytest.raises(DatasetError, match="query q2 is of"):
-        data.add([*answered(1, first=2, L=6)])
+        add(data, answered(1, first=2, L=6))
     assert len(Comparisons(tmp_path)) == 2
-    assert data.add(answered(1, first=2)) == 1
+    assert add(data, answered(1, first=2)) == 1
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_there(tmp_path):
@@ -87,18 +130,18 @@ def test_a_full_disk_is_said_and_nothing_is_half_there(tmp_path):
     import signal
 
     data = Comparisons(tmp_path)
-    data.add(answered(2))
+    add(data, answered(2))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:
         with pytest.raises(DatasetError, match="cannot be written"):
-            data.add(answered(5, first=2))
+            add(data, answered(5, first=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert len(Comparisons(tmp_path)) == 2
-    assert data.add(answered(5, first=2)) == 5
+    assert add(data, answered(5, first=2)) == 5
     assert len(Comparisons(tmp_path)) == 7
 
 
@@ -106,7 +149,7 @@ def test_dictionaries_of_observations_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(0)
     obs = {"b": np.arange(5), "a": rng.normal(size=(5, 2)).astype(np.float32)}
     query = Query("q", "comparison", [segment(rng, obs=obs), segment(rng, obs=obs)])
-    Comparisons(tmp_path).add([(query, Answer("q", np.array([0, 1], np.float32), "anna", 0.0, 1.0))])
+    add(Comparisons(tmp_path), [(query, Answer("q", np.array([0, 1], np.float32), "anna", 0.0, 1.0))])
     found = Comparisons(tmp_path).compared()
     np.testing.assert_array_equal(found.obs["b"][0, 1], obs["b"])
     np.testing.assert_array_equal(found.obs["a"][0, 0], obs["a"])
@@ -114,7 +157,7 @@ def test_dictionaries_of_observations_come_back_as_they_were(tmp_path):
 
 def test_a_reward_model_is_fitted_from_the_disk(tmp_path):
     data = Comparisons(tmp_path)
-    data.add(answered(50))
+    add(data, answered(50))
     figures = RewardModel(BOX, BOX, seed=0).fit(data.compared(), passes=2)
     assert np.isfinite(figures["loss"])
     with pytest.raises(DatasetError, match="no comparisons yet"):

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from services.labeler.answering import Adversary, Worker, scripted, worker
+from expert_oracle.synthetic import Adversary
+from services.labeler.answering import Worker, scripted, worker
 from services.labeler.client import LabelerClient
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger

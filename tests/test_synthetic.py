@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_oracle.synthetic import TEACHERS, Teacher, teacher
+from expert_oracle.synthetic import TEACHERS, Teacher
+from expert_oracle.synthetic import synthetic as teacher
 from tutelage.errors import ConfigError
 from tutelage.protocols import Labeler
 from tutelage.types import EnvRecipe, Query, Segment
@@ -107,7 +108,7 @@ def test_segments_without_rewards_and_settings_without_sense_are_refused():
     bare = Segment(np.zeros((3, 2)), np.zeros(3), EnvRecipe("X-v0"), 0, np.zeros(0))
     with pytest.raises(ValueError, match="query q: a teacher judges by rewards"):
         teacher().answer(Query("q", "comparison", [bare, bare]))
-    with pytest.raises(ConfigError, match="there is no teacher 'orakle'; known: oracle"):
+    with pytest.raises(ConfigError, match="there is no teacher 'orakle'; did you mean 'oracle'"):
         teacher("orakle")
     with pytest.raises(ConfigError, match=r"teacher: mistake=2 is not from 0 to 1"):
         teacher("oracle", mistake=2)

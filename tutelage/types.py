@@ -161,6 +161,7 @@ class Segment:
     seed: int  # of the episode; with `prefix` it replays the segment exactly
     prefix: Tree  # [start, ...] actions from the episode's first step to the segment's first
     rewards: Array | None = None  # [L] the environment's own, hidden from labelers and learner
+    played: int | None = None  # steps after which the task had ended, later rows repeat the last; None: all
 
     def __post_init__(self) -> None:
         length = len(tree.flatten(self.obs)[0])
@@ -168,6 +169,13 @@ class Segment:
         check_leading("actions", self.actions, length)
         if self.rewards is not None:
             check_leading("rewards", self.rewards, length)
+        if self.played is not None and not 1 <= self.played <= length:
+            raise ValueError(f"played: expected 1 to {length} steps, got {self.played}")
+
+    @property
+    def ended(self) -> Array:  # [L] bool, steps that were not played any more
+        length = len(tree.flatten(self.actions)[0])
+        return np.arange(length) >= (length if self.played is None else self.played)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Footage:
     obs: Tree | None = None  # [T - start, ...] as seen then: the replay has to show the same
     frames: Array | None = None  # [n, height, width, 3] uint8, kept when it happened: nothing is replayed
     posed: bool = False  # `obs` [1, ...] is the state
+    held: int = 0  # how often the last picture is shown besides: the task had ended
 
 
 class Kind(Protocol):
@@ -102,12 +103,12 @@ def footage_of(query: Query, option: int) -> Footage:
     if not isinstance(segment, Segment):
         kind_of = type(segment).__name__
         raise ValueError(f"options[{option}]: a {query.kind} is about segments, got {kind_of}")
-    start = len(tree.flatten(segment.prefix)[0])
+    start, held = len(tree.flatten(segment.prefix)[0]), int(segment.ended.sum())
+    played = slice(len(segment.ended) - held)
+    actions, obs = (tree.map_structure(lambda x: x[played], part) for part in (segment.actions, segment.obs))
     if start:
-        actions = tree.map_structure(lambda a, b: np.concatenate([a, b]), segment.prefix, segment.actions)
-    else:
-        actions = segment.actions
-    return Footage(segment.recipe, segment.seed, actions, start, segment.obs)
+        actions = tree.map_structure(lambda a, b: np.concatenate([a, b]), segment.prefix, actions)
+    return Footage(segment.recipe, segment.seed, actions, start, obs, held=held)
 
 
 def clip_panel(clip: Mapping[str, Any], option: int = 0) -> dict[str, Any]:

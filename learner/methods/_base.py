@@ -21,6 +21,7 @@ import tree
 from torch import Tensor
 
 from learner.losses import Params
+from learner.reward_learner import RewardSettings
 from tutelage.types import Array, Rollout, TakeoverRule, Tree
 
 Columns = dict[str, Any]
@@ -63,6 +64,14 @@ class Critic(Protocol):
         """Rewards [T, B] over the running standard deviation of the discounted return."""
         ...
 
+    def learnt_rewards(self, rollout: Rollout, *, relative_to_end: bool) -> Array:
+        """What the reward model makes of a rollout's steps [T, B]."""
+        ...
+
+    def ends_are_judged(self) -> bool:
+        """Whether the reward model knows what comes after the end of a task."""
+        ...
+
     def tensor(self, array: Array) -> Tensor:
         """`array` on the learner's device."""
         ...
@@ -78,6 +87,7 @@ class Method:
     needs_value: ClassVar[bool] = False
     training: ClassVar[Mapping[str, Any]] = {}  # vetted defaults of the section `training`
     model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
+    needs_labeler: ClassVar[bool] = False  # somebody who compares segments
     needs_supervisor: ClassVar[bool] = False  # an expert that takes over by itself
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest values of settings
     recent_rows: ClassVar[int] = 0  # newest transitions to keep; minibatches of D then have a "recent" one
@@ -88,6 +98,10 @@ class Method:
 
     def rule_at(self, i: int) -> TakeoverRule | None:
         """By which the expert takes over in round i; None: by β_i."""
+        return None
+
+    def reward_settings(self) -> RewardSettings | None:
+        """How to ask for comparisons and fit a reward to them; None: no reward is learnt."""
         return None
 
     def lr_share(self, progress: float) -> float:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,35 +26,15 @@ import tree
 
 from expert_oracle.judge import Judge
 from expert_oracle.loading import KINDS, NAMED, OracleSpec
-from expert_oracle.synthetic import TEACHERS, teacher
+from expert_oracle.synthetic import NAMES, synthetic
 from services.labeler.client import LabelerClient, Leased
 from tutelage import plugins
 from tutelage.errors import ConfigError
 from tutelage.protocols import Labeler, Oracle
 from tutelage.types import Answer, Query, Segment
 
-DRIFT = 0.05
-"""Of `drifting`: a step of its walk, as a share of the mean return."""
-SYNTHETIC = (*TEACHERS, "drifting", "adversarial")
 BEAT_S = (0.1, 20.0)  # between two heart-beats: least, most
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """Says the opposite of what it thinks."""
-
-    labeler: Labeler
-
-    def label(self, queries: Sequence[Query]) -> list[Answer]:
-        return [_opposite(answer) for answer in self.labeler.label(queries)]
-
-
-def _opposite(answer: Answer) -> Answer:
-    if answer.cannot_tell:
-        return answer
-    turned = answer.value.max() + answer.value.min() - answer.value
-    return replace(answer, value=(turned / turned.sum()).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -81,12 +61,8 @@ class Actor:
 def scripted(word: str, arguments: Mapping[str, Any]) -> tuple[Labeler, Sequence[str]]:
     """The labeler of that word, and the kinds of question that it answers. Raises ConfigError."""
     try:
-        if word in TEACHERS:
-            return teacher(word, **arguments), ("comparison",)
-        if word == "drifting":
-            return teacher("oracle", **{"drift": DRIFT, "name": word, **arguments}), ("comparison",)
-        if word == "adversarial":
-            return Adversary(teacher("oracle", **{"name": word, **arguments})), ("comparison",)
+        if word in NAMES:
+            return synthetic(word, **arguments), ("comparison",)
         if word == "judge":
             return Judge(**arguments), ("text",)
     except TypeError as error:
@@ -96,7 +72,7 @@ def scripted(word: str, arguments: Mapping[str, Any]) -> tuple[Labeler, Sequence
         if spec.asks_people:
             raise ConfigError(f"labeler {word}: people answer on the page")
         return Actor(spec.build(), word), ("action",)
-    known = [*SYNTHETIC, "judge", "an expert's word, as checkpoint:cartpole"]
+    known = [*NAMES, "judge", "an expert's word, as checkpoint:cartpole"]
     raise ConfigError(f"there is no labeler {word!r}{plugins.did_you_mean(word, known)}")
 
 
@@ -199,7 +175,7 @@ def worker(address: str, word: str, arguments: Mapping[str, Any]) -> Worker:
     """A scripted labeler. `arguments` are shared out by name: its habits, the connection, its own."""
     own = dict(arguments)
     habits = {name: own.pop(name) for name in inspect.signature(Habits).parameters if name in own}
-    if "seed" in habits and word in SYNTHETIC:
+    if "seed" in habits and word in NAMES:
         own["seed"] = habits["seed"]
     named = [name for name in inspect.signature(LabelerClient).parameters if name != "address"]
     connection = {name: own.pop(name) for name in named if name in own}

@@ -207,6 +207,7 @@ class Clips:
             known["start"],
             arrays.get("obs"),
             posed=known["posed"],
+            held=known.get("held", 0),
         )
         return known["clip"], footage if known["again"] else None
 
@@ -230,4 +231,10 @@ def _described(footage: Footage) -> dict[str, Any]:
         json.dumps(recipe)
     except (TypeError, ValueError) as error:
         raise TutelageError(f"{footage.recipe.id}: its keywords cannot be kept: {error}") from None
-    return {"recipe": recipe, "seed": int(footage.seed), "start": int(footage.start), "posed": footage.posed}
+    return {
+        "recipe": recipe,
+        "seed": int(footage.seed),
+        "start": int(footage.start),
+        "posed": footage.posed,
+        "held": footage.held,
+    }

@@ -79,6 +79,7 @@ def segment_message(segment: Segment, name: str = "segment") -> pb.Segment:
         recipe=recipe_message(segment.recipe, f"{name}, recipe"),
         seed=segment.seed,
         prefix=codec.encode(segment.prefix, f"{name}, prefix"),
+        played=segment.played or 0,
     )
     if segment.rewards is not None:
         message.rewards.CopyFrom(codec.encode_tensor(segment.rewards, f"{name}, rewards"))
@@ -97,6 +98,7 @@ def segment_of(message: pb.Segment, name: str = "segment") -> Segment:
         seed=message.seed,
         prefix=codec.decode(message.prefix, f"{name}, prefix"),
         rewards=rewards,
+        played=message.played or None,
     )
 
 

@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Segment(_message.Message):
-    __slots__ = ("obs", "actions", "recipe", "seed", "prefix", "rewards")
+    __slots__ = ("obs", "actions", "recipe", "seed", "prefix", "rewards", "played")
     OBS_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     REWARDS_FIELD_NUMBER: _ClassVar[int]
+    PLAYED_FIELD_NUMBER: _ClassVar[int]
     obs: _oracle_pb2.Tree
     actions: _oracle_pb2.Tree
     recipe: Recipe
     seed: int
     prefix: _oracle_pb2.Tree
     rewards: _oracle_pb2.Tensor
-    def __init__(self, obs: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., actions: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., seed: _Optional[int] = ..., prefix: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., rewards: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    played: int
+    def __init__(self, obs: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., actions: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., seed: _Optional[int] = ..., prefix: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., rewards: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., played: _Optional[int] = ...) -> None: ...
 
 class Recipe(_message.Message):
     __slots__ = ("id", "kwargs", "backend", "versions")

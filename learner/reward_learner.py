@@ -1,0 +1,230 @@
+"""The reward's side of learning from preferences: what to ask, when, and what follows from the answers.
+
+reward = RewardLearner(settings, observation_space, action_space, run / "preferences", seed=0)
+reward.observe(rollouts)
+answers = labeler.label(reward.ask(env_steps))
+reward.hear(answers)
+figures = reward.fit()               # of the new answers, {} where there were none
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from learner.comparisons import Comparisons
+from learner.pairs import choose
+from learner.reliability import reliabilities
+from learner.reward_model import Fitting, RewardModel
+from learner.segments import SegmentPool
+from tutelage.types import Answer, Array, Query, Rollout
+
+KIND = "comparison"
+FIRST_PASSES = 5  # times as many when there was no reward before
+PER_ROLLOUT = 0.25  # segments cut of a rollout, as a share of the candidates
+TARGET = 0.75  # accuracy at which the schedule `accuracy` asks as often as `constant`
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda x: x,
+    "hyperbolic": lambda x: math.log1p(9 * x) / math.log(10),  # a rate of 1 / (1 + 9x)
+    "sqrt": math.sqrt,  # a rate of 1 / √x
+    "accuracy": lambda x: x,  # constant, but more where answers come as a surprise
+}
+"""Share of the questions, after the first ones, asked at a share x of the steps."""
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """How to ask and fit. Made by: methods. Eaten by: the reward learner."""
+
+    comparisons: int
+    first_share: float
+    schedule: str
+    ask_until: int
+    batch: int
+    segment_length: int
+    options: int
+    pairs: str
+    across_time: bool
+    candidates: int
+    past_the_end: bool
+    task: str
+    members: int
+    careless: float
+    reliability: bool
+    normalise: bool
+    passes: int
+    lr: float
+    hiddens: tuple[int, ...]
+
+
+class RewardLearner:
+    """A reward model, the comparisons that it is fitted to, and the segments to ask about next."""
+
+    def __init__(
+        self,
+        settings: RewardSettings,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        folder: Path,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.settings, self.seed = settings, seed
+        self.comparisons = Comparisons(folder)
+        self.pool = SegmentPool(
+            length=settings.segment_length,
+            per_rollout=math.ceil(PER_ROLLOUT * settings.candidates),
+            capacity=settings.candidates,
+            past_the_end=settings.past_the_end,
+            seed=seed,
+        )
+        self.model = make_model(settings, observation_space, action_space, seed)
+        self.fitted = 0  # answers that the model knows
+        self._credit = float(self.comparisons.asked)  # questions that may have been asked by now
+        self._counted_to = 0.0  # share of the steps up to which that holds
+        self.figures: dict[str, float] = {}
+
+    @property
+    def first(self) -> int:
+        """Answers without which there is no reward."""
+        return max(1, round(self.settings.first_share * self.settings.comparisons))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is worth learning from."""
+        return self.fitted > 0
+
+    def observe(self, rollouts: Sequence[Rollout]) -> None:
+        """Cut segments out of them."""
+        for rollout in rollouts:
+            self.pool.add(rollout)
+
+    # Asking
+
+    def ask(self, env_steps: int) -> list[Query]:
+        """As many questions as are due at this step, on the disk."""
+        n = self._due(env_steps)
+        if not n:
+            return []
+        pool, rng = self.pool, np.random.default_rng([self.seed, 13, self.comparisons.asked])
+        of = pool.across_time if self.settings.across_time else pool.newest
+        segments = of(self.settings.candidates)
+        way = self.settings.pairs if self.ready else "uniform"
+        groups = choose(way, segments, n, model=self.model, rng=rng, options=self.settings.options)
+        queries = [
+            Query(
+                id=f"c{self.comparisons.asked + i:06d}-{uuid.uuid4().hex[:8]}",
+                kind=KIND,
+                options=[segments[k] for k in group],
+                context={"task": self.settings.task} if self.settings.task else {},
+            )
+            for i, group in enumerate(groups)
+        ]
+        self.comparisons.ask(queries)
+        return queries
+
+    def _due(self, env_steps: int) -> int:
+        """Questions to ask now: the first ones at once, then by the schedule, `batch` at a time."""
+        one, asked = self.settings, self.comparisons.asked
+        if asked < self.first:
+            return self.first - asked
+        self._earn(min(1.0, env_steps / one.ask_until))
+        due = int(min(self._credit, one.comparisons) + 1e-6) - asked
+        return due if due >= min(one.batch, one.comparisons - asked) else 0
+
+    def _earn(self, progress: float) -> None:
+        """Let the questions of the steps since the last time be asked."""
+        one = self.settings
+        share = SCHEDULES[one.schedule]
+        more = (one.comparisons - self.first) * (share(progress) - share(self._counted_to))
+        if one.schedule == "accuracy":
+            wrong = 1 - self.figures.get("reward_accuracy", TARGET)
+            more *= float(np.clip(wrong / (1 - TARGET), 0.25, 2.0))
+        self._credit = max(self._credit, self.first) + max(more, 0.0)
+        self._counted_to = max(progress, self._counted_to)
+
+    # Answers
+
+    def hear(self, answers: Iterable[Answer]) -> None:
+        """Keep answers, on the disk."""
+        self.comparisons.hear(answers)
+
+    def fit(self) -> dict[str, float]:
+        """Refit to all comparisons if there are new ones, and enough for a first time."""
+        answers = len(self.comparisons)
+        answered, asked = self.comparisons.answered, self.comparisons.asked
+        counts = {"comparisons": float(answered), "asked": float(asked)}
+        counts["first_unasked"] = float(max(0, self.first - asked))
+        if answers == self.fitted or (not self.ready and answered < self.first):
+            self.figures |= counts
+            return dict(self.figures)
+        one = self.settings
+        compared = self.comparisons.compared()
+        if one.reliability:
+            careless = reliabilities(
+                compared, self.comparisons.annotators(), self.model if self.ready else None
+            )
+            compared = replace(compared, careless=careless)
+        if self.ready:  # before they are learnt from
+            new = self.comparisons.last(answers - self.fitted)
+            accuracy = self.model.test(Fitting(new, one.members, self.seed, held_out=True))[1]
+            if np.isfinite(accuracy):
+                counts["reward_accuracy"] = accuracy
+        passes = one.passes * (1 if self.ready else FIRST_PASSES)
+        found = self.model.fit(compared, passes=passes, seed=answers)
+        self.fitted = answers
+        self.figures |= counts | {
+            f"reward_{name}": value for name, value in found.items() if name != "accuracy"
+        }
+        return dict(self.figures)
+
+    # Checkpoints
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.get_state(),
+            "fitted": self.fitted,
+            "credit": self._credit,
+            "counted_to": self._counted_to,
+            "figures": dict(self.figures),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.model.set_state(state["model"])
+        self.fitted, self.figures = state["fitted"], dict(state["figures"])
+        self._credit, self._counted_to = state["credit"], state["counted_to"]
+
+
+def make_model(
+    settings: RewardSettings, observation_space: gym.Space, action_space: gym.Space, seed: int
+) -> RewardModel:
+    """A reward model as the settings want it."""
+    return RewardModel(
+        observation_space,
+        action_space,
+        members=settings.members,
+        hiddens=settings.hiddens,
+        lr=settings.lr,
+        careless=settings.careless,
+        normalise=settings.normalise,
+        seed=seed,
+    )
+
+
+def predicted(model: RewardModel, rollout: Rollout, *, relative_to_end: bool) -> Array:
+    """The ensemble's mean reward [T, B] float32 of a rollout's steps."""
+    import torch
+    import tree
+
+    T, B = rollout.shape
+    obs = tree.map_structure(lambda x: torch.tensor(x[:-1]).flatten(0, 1), rollout.obs)
+    actions = torch.tensor(rollout.actions).flatten(0, 1)
+    rewards = model.rewards(obs, actions, relative_to_end=relative_to_end)
+    return rewards.mean(0).unflatten(0, (T, B)).numpy().astype(np.float32)

@@ -1,0 +1,191 @@
+"""The third process of learning from preferences: ask, hear, refit the reward, while the policy goes on.
+
+    preferences = Preferences(settings, spaces, folder, labeler, seed)
+    learnt = preferences.advance(rollouts, env_steps)       # weights of the reward model, and figures
+
+`Beside` has it in an actor of its own: the policy then learns from the newest reward that there is, at most
+`max_lag` rounds old (Christiano et al., 2017, section 2.2: "these processes run asynchronously").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from learner.learner import fetched
+from learner.reward_learner import RewardLearner, RewardSettings
+from tutelage import plugins
+from tutelage.errors import ConfigError, TutelageError
+from tutelage.protocols import Labeler
+from tutelage.types import Rollout
+
+GRPC = "grpc://"
+PEOPLE = "human"
+LOOK_S = 0.5  # between two looks for answers, while the policy waits for the first ones
+
+
+@dataclass(frozen=True)
+class LabelerSpec:
+    """How to reach somebody who compares. Made by: the config. Eaten by: the trainer.
+
+    The word is `human`, `grpc://HOST:PORT`, `synthetic:NAME`, `package.module:attribute` or
+    `file.py:attribute`.
+    """
+
+    labeler: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asks_people(self) -> bool:
+        return self.labeler == PEOPLE or self.labeler.startswith(GRPC)
+
+    def build(self) -> Labeler:
+        """The labeler. Raises ConfigError for a word or an argument that is not known."""
+        from expert_oracle.synthetic import NAMES, synthetic
+        from services.labeler.client import LabelerClient
+
+        scheme, _, rest = self.labeler.partition(":")
+        try:
+            if self.labeler.startswith(GRPC):
+                return LabelerClient(self.labeler, **self.arguments)
+            if self.labeler == PEOPLE:
+                return LabelerClient(**self.arguments)
+            if scheme == "synthetic":
+                return synthetic(rest, **self.arguments)
+            value = plugins.load(self.labeler)
+            labeler = value(**self.arguments) if isinstance(value, type) or self.arguments else value
+        except TypeError as error:
+            raise ConfigError(f"feedback.arguments: labeler {self.labeler}: {error}") from None
+        except ConfigError as error:
+            known = ", ".join([PEOPLE, "grpc://HOST:PORT", *(f"synthetic:{name}" for name in NAMES)])
+            raise ConfigError(f"feedback.labeler {self.labeler!r}: {error}; known: {known}") from None
+        if not isinstance(labeler, Labeler):
+            raise ConfigError(f"feedback.labeler {self.labeler}: it has no `label(queries)`")
+        return labeler
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What follows from the answers so far. Made by: preferences. Eaten by: the trainer."""
+
+    weights: Mapping[str, Any] | None  # of the reward model; None: there is none yet
+    figures: Mapping[str, float]
+
+
+class Preferences:
+    """Asks a labeler about segments of what was collected, and fits the reward to what it answers."""
+
+    def __init__(
+        self,
+        settings: RewardSettings,
+        spaces: tuple[gym.Space, gym.Space],
+        folder: Path,
+        labeler: LabelerSpec,
+        seed: int,
+    ) -> None:
+        self.reward = RewardLearner(settings, *spaces, folder, seed=seed)
+        self.labeler = labeler.build()
+        self._began = False
+
+    def advance(self, rollouts: Sequence[Rollout | ray.ObjectRef], env_steps: int) -> Learnt:
+        """Cut segments, ask what is due, take what was answered, refit. Waits for nobody."""
+        queries = [] if self._began else self.reward.comparisons.open()  # asked before a restart
+        self.reward.observe(fetched(rollouts))
+        queries += self.reward.ask(env_steps)
+        self.reward.hear(self.labeler.label(queries))
+        self._began = True
+        figures = self.reward.fit()
+        return Learnt(self.reward.model.state_dict() if self.reward.ready else None, figures)
+
+    def get_state(self) -> dict[str, Any]:
+        return self.reward.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.reward.set_state(state)
+
+    def close(self) -> None:
+        """Hang up."""
+        close = getattr(self.labeler, "close", None)
+        if close is not None:
+            close()
+
+
+class Here:
+    """Preferences in this process: each round waits for the fit."""
+
+    def __init__(self, make: Callable[[], Preferences]) -> None:
+        self.preferences = make()
+
+    def advance(self, rollouts: Sequence[Any], env_steps: int, *, wait: bool = False) -> Learnt:
+        return self.preferences.advance(rollouts, env_steps)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What a method of the preferences returns."""
+        return getattr(self.preferences, name)(*arguments)
+
+    def stop(self) -> None:
+        self.preferences.close()
+
+
+class Beside:
+    """Preferences in an actor: a round takes the newest reward, at most `max_lag` rounds old."""
+
+    def __init__(self, make: Callable[[], Preferences], max_lag: int) -> None:
+        self._actor: Any = ray.remote(num_cpus=0)(Here).remote(make)
+        self._max_lag = max_lag
+        self._under_way: deque[Any] = deque()
+        self._newest = Learnt(None, {})
+
+    def advance(self, rollouts: Sequence[Any], env_steps: int, *, wait: bool = False) -> Learnt:
+        """wait: for the reward that these rollouts lead to."""
+        sent = [one if isinstance(one, ray.ObjectRef) else ray.put(one) for one in rollouts]
+        self._under_way.append(self._actor.advance.remote(sent, env_steps))
+        most = 0 if wait else self._max_lag
+        while self._under_way and (
+            len(self._under_way) > most or ray.wait([self._under_way[0]], timeout=0)[0]
+        ):
+            self._newest = result_of(self._under_way.popleft())
+        return replace(
+            self._newest, figures={**self._newest.figures, "reward_lag": float(len(self._under_way))}
+        )
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What a method of the preferences returns."""
+        return result_of(self._actor.call.remote(name, *arguments))
+
+    def stop(self) -> None:
+        with contextlib.suppress(RayActorError, TutelageError):
+            self.call("close")
+        ray.kill(self._actor)
+
+
+def result_of(reference: Any) -> Any:
+    """What a task in an actor returned, or its error out of Ray's wrapping; an actor's death stays Ray's."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def until_heard(
+    side: Here | Beside, rollouts: Sequence[Any], env_steps: int, stopped: Callable[[], bool]
+) -> Learnt:
+    """What was learnt once all first questions are answered, some are still to be asked about rollouts to
+    come, or the run is `stopped`.
+
+    The policy has nothing to learn from before that, and people take their time.
+    """
+    learnt = side.advance(rollouts, env_steps, wait=True)
+    while learnt.weights is None and not learnt.figures["first_unasked"] and not stopped():
+        time.sleep(LOOK_S)
+        learnt = side.advance([], env_steps, wait=True)
+    return learnt

@@ -1,0 +1,182 @@
+"""Learning from comparisons as a whole: asking by a schedule, waiting for people, going on after a kill."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from actors.collect import Collector
+from actors.forward import random_actor
+from expert_oracle.synthetic import Teacher
+from learner.methods.preference import Preference
+from learner.reward_learner import SCHEDULES, RewardLearner, predicted
+from services.overrides import load_config
+from services.preferences import LabelerSpec, Preferences
+from services.settings import build_config, preflight
+from tests.rewards_for_tests import upright
+from tutelage.errors import ConfigError
+from tutelage.types import EnvRecipe
+
+CARTPOLE = EnvRecipe("CartPole-v1")
+UPRIGHT = "tests.rewards_for_tests:upright"
+
+
+def settings(**changes):
+    given = {"comparisons": 60, "ask_until": 1000, "segment_length": 10, "batch": 5, "passes": 3, **changes}
+    return Preference(**given).reward_settings()
+
+
+def spaces():
+    env = gym.make("CartPole-v1")
+    return env.observation_space, env.action_space
+
+
+def reward_learner(folder, **changes):
+    return RewardLearner(settings(**changes), *spaces(), folder)
+
+
+def rollouts(n=3, steps=60, envs=4):
+    collector = Collector(CARTPOLE, envs, reproducible=True)
+    act = random_actor(collector.envs.action_space, 0)
+    return [collector.collect(act, steps) for _ in range(n)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_questions_are_spread_as_the_schedule_says_and_never_too_many(tmp_path, schedule):
+    reward = reward_learner(tmp_path, schedule=schedule, first_share=0.25)
+    reward.observe(rollouts(10))
+    teacher, asked = Teacher(reward=upright), []
+    for step in range(0, 1400, 100):
+        queries = reward.ask(step)
+        asked.append(len(queries))
+        reward.hear(teacher.label(queries))
+        reward.fit()
+    assert asked[0] == 15
+    assert all(n == 0 or n >= 5 or sum(asked[: i + 1]) == 60 for i, n in enumerate(asked))
+    assert sum(asked) <= 60
+    if schedule != "accuracy":
+        assert sum(asked) == 60
+    early = {"constant": 23, "accuracy": 23, "hyperbolic": 33, "sqrt": 33}[schedule]
+    assert sum(asked[:5]) == pytest.approx(15 + early * 0.75, abs=11)
+    assert len(reward.comparisons.open()) == 0
+
+
+def test_the_first_answers_are_waited_for_and_later_ones_are_not(tmp_path):
+    reward = reward_learner(tmp_path)
+    reward.observe(rollouts())
+    teacher = Teacher(reward=upright)
+    first = reward.ask(0)
+    reward.hear(teacher.label(first[:-1]))
+    assert "reward_loss" not in reward.fit()
+    assert not reward.ready
+    reward.hear(teacher.label(first[-1:]))
+    assert np.isfinite(reward.fit()["reward_loss"])
+    assert reward.ready
+    later = reward.ask(500)
+    before = reward.fit()
+    reward.hear(teacher.label(later[:1]))
+    assert reward.fit()["comparisons"] == before["comparisons"] + 1
+
+
+def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
+    reward = reward_learner(tmp_path, terminal="ignored", comparisons=40, first_share=1.0)
+    reward.observe(rollouts())
+    queries = reward.ask(0)
+    answers = Teacher().label(queries)
+    assert all(answer.value.tolist() == [0.5, 0.5] and not answer.cannot_tell for answer in answers)
+    reward.hear(answers)
+    figures = reward.fit()
+    assert figures["comparisons"] == 40
+    spread = differences(reward).std()
+    other = reward_learner(tmp_path / "flips", terminal="ignored", comparisons=40, first_share=1.0)
+    other.comparisons.ask(queries)
+    rng = np.random.default_rng(0)
+    other.hear(replace(a, value=np.eye(2, dtype=np.float32)[rng.integers(2)]) for a in answers)
+    other.fit()
+    assert spread < 0.5 * differences(other).std()
+
+
+def differences(reward):
+    """By how much the first option's return is larger, to each member."""
+    compared = reward.comparisons.compared()
+    columns = torch.tensor(np.array(compared.obs)), torch.tensor(np.array(compared.actions))
+    returns = reward.model.returns(*columns).detach().numpy()
+    return returns[..., 0] - returns[..., 1]
+
+
+def test_what_an_end_is_worth_is_learnt_from_who_saw_it(tmp_path):
+    reward = reward_learner(tmp_path, segment_length=20, first_share=1.0, passes=8)
+    reward.observe(rollouts(10))
+    reward.hear(Teacher().label(reward.ask(0)))  # a step is worth 1, one after the end 0
+    reward.fit()
+    assert reward.model.ends_known
+    rewards = predicted(reward.model, rollouts(1)[0], relative_to_end=True)
+    assert (rewards > 0).mean() > 0.95
+
+
+def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
+    class Nobody:
+        asked = ()
+
+        def label(self, queries):
+            Nobody.asked += tuple(query.id for query in queries)
+            return []
+
+    def made():
+        spec = LabelerSpec("tests.rewards_for_tests:upright")
+        one = Preferences.__new__(Preferences)
+        one.reward, one.labeler, one._began = reward_learner(tmp_path), Nobody(), False
+        return one, spec
+
+    one, _ = made()
+    assert one.advance(rollouts(), 0).weights is None
+    first = Nobody.asked
+    assert len(first) == 15
+    Nobody.asked = ()
+    again, _ = made()  # killed before anybody answered
+    again.advance([], 0)
+    assert Nobody.asked == first
+    again.advance(rollouts(), 10)
+    assert Nobody.asked == first
+
+
+def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
+    reward = reward_learner(tmp_path)
+    reward.observe(rollouts())
+    reward.hear(Teacher(reward=upright).label(reward.ask(0)))
+    reward.fit()
+    again = reward_learner(tmp_path)
+    again.set_state(reward.get_state())
+    assert again.ready
+    one = rollouts(1)[0]
+    np.testing.assert_allclose(
+        predicted(again.model, one, relative_to_end=False),
+        predicted(reward.model, one, relative_to_end=False),
+    )
+    assert again.fit() == reward.fit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["method.schedule=often"], "method.schedule: 'often' is not one of constant"),
+        (["method.pairs=best"], "method.pairs: 'best' is not one of uniform"),
+        (["method.terminal=death"], "method.terminal: expected 'judged'"),
+        (["method.segment_length=0"], "method.segment_length"),
+        (["stop.env_steps=null", "stop.rounds=3"], "method.ask_until: set it, or stop.env_steps"),
+        (["feedback.labeler=null"], "method preference needs somebody who compares"),
+        (["feedback.labeler=synthetic:orakle"], "did you mean 'oracle'"),
+        (["feedback.labeler=synthetic:oracle", "feedback.arguments.patience=1"], "feedback.arguments"),
+        (["feedback.max_reward_lag=-1"], "feedback.max_reward_lag"),
+    ],
+)
+def test_what_is_wrong_is_named(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        preflight(load_config("preference-pendulum", changes))
+
+
+def test_the_steps_over_which_to_ask_are_those_of_the_run():
+    config = build_config(load_config("preference-pendulum", ["stop.env_steps=5000"]))
+    assert config.learning_method.ask_until == 5000

@@ -1,0 +1,117 @@
+"""Segments are stretches of one episode that can be seen again, and pairs of them are chosen as asked."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from actors.collect import Collector
+from actors.forward import random_actor
+from actors.replay import replay
+from expert_oracle.feedback import footage_of
+from learner.pairs import WAYS, choose, probabilities
+from learner.reward_model import RewardModel
+from learner.segments import SegmentPool
+from tutelage.types import EnvRecipe, Query, Segment
+
+CARTPOLE = EnvRecipe("CartPole-v1")
+BOX = gym.spaces.Box(-1, 1, (3,), np.float32)
+
+
+def pool_of(steps, *, length=8, past_the_end=False, rollouts=4, capacity=1000):
+    collector = Collector(CARTPOLE, 3, reproducible=True)
+    act = random_actor(collector.envs.action_space, 0)
+    pool = SegmentPool(length=length, per_rollout=60, capacity=capacity, past_the_end=past_the_end, seed=1)
+    for _ in range(rollouts):
+        pool.add(collector.collect(act, steps))
+    return pool
+
+
+def test_a_segment_replays_exactly():
+    pool = pool_of(25)
+    segments = pool.newest(100)
+    assert len(segments) > 20
+    assert {len(one.prefix) for one in segments} != {0}
+    for one in segments:
+        episode = replay(one.recipe, one.seed, np.concatenate([one.prefix, one.actions]))
+        start = len(one.prefix)
+        np.testing.assert_array_equal(episode.obs[start : start + 8], one.obs)
+        np.testing.assert_array_equal(episode.rewards[start:], one.rewards)
+        assert one.played is None
+
+
+def test_after_the_end_of_the_task_the_last_state_repeats_and_is_worth_nothing():
+    segments = pool_of(40, length=30, past_the_end=True).newest(200)
+    ended = [one for one in segments if one.played is not None]
+    assert len(ended) > 10
+    for one in ended:
+        played = slice(one.played)
+        episode = replay(one.recipe, one.seed, np.concatenate([one.prefix, one.actions[played]]))
+        assert episode.terminated
+        start = len(one.prefix)
+        np.testing.assert_array_equal(episode.obs[start:-1], one.obs[played])
+        assert (one.obs[one.played :] == episode.obs[-1]).all()
+        assert (one.rewards[one.played :] == 0).all()
+        assert one.ended.sum() == 30 - one.played
+        footage = footage_of(Query("q", "comparison", [one]), 0)
+        assert len(footage.actions) == start + one.played
+        assert footage.held == 30 - one.played
+    assert all(one.played is None for one in pool_of(40, length=30).newest(200))
+
+
+def test_the_newest_are_new_and_a_sample_is_of_all():
+    pool = pool_of(30, capacity=20, rollouts=30)
+    newest, sample = pool.newest(20), pool.across_time(20)
+    assert len(newest) == len(sample) == 20
+    assert len({id(one) for one in newest} & {id(one) for one in sample}) < 10
+
+
+def test_an_episode_whose_beginning_is_not_known_is_passed_over():
+    collector = Collector(CARTPOLE, 1, reproducible=True)
+    upright = lambda obs: (obs[:, 2] + obs[:, 3] > 0).astype(np.int64)  # noqa: E731
+    collector.collect(upright, 20)
+    pool = SegmentPool(length=5, per_rollout=10, capacity=10, past_the_end=False)
+    pool.add(collector.collect(upright, 20))
+    assert len(pool) == 0
+
+
+def some(n, rng, L=5):
+    return [
+        Segment(
+            rng.normal(size=(L, 3)).astype(np.float32),
+            rng.uniform(-1, 1, (L, 3)).astype(np.float32),
+            CARTPOLE,
+            0,
+            np.zeros((0, 3), np.float32),
+        )
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("options", [2, 3])
+def test_pairs_are_of_different_segments_and_as_many_as_can_be(way, options):
+    rng = np.random.default_rng(0)
+    segments, model = some(30, rng), RewardModel(BOX, BOX)
+    chosen = choose(way, segments, 4, model=model, rng=rng, options=options)
+    assert chosen.shape == (4, options)
+    assert len(set(chosen.ravel().tolist())) == 4 * options
+    assert len(choose(way, segments, 100, model=model, rng=rng, options=options)) <= 30 // options
+    assert len(choose(way, segments[:1], 4, model=model, rng=rng)) == 0
+
+
+def test_each_way_prefers_what_it_is_named_after():
+    rng = np.random.default_rng(0)
+    segments, model = some(200, rng), RewardModel(BOX, BOX)
+
+    def chosen(way):
+        return choose(way, segments, 10, model=model, rng=np.random.default_rng(1))
+
+    def of(pairs):
+        p = probabilities(pairs, segments, model)
+        starts = np.stack([one.obs[0] for one in segments])[pairs]
+        return p.var(0).mean(), abs(p.mean(0) - 0.5).mean(), np.linalg.norm(starts[:, 0] - starts[:, 1])
+
+    plain = of(chosen("uniform"))
+    assert of(chosen("disagreement"))[0] > 2 * plain[0]
+    assert of(chosen("entropy"))[1] < 0.5 * plain[1]
+    assert of(chosen("same_start"))[2] < 0.7 * plain[2]
