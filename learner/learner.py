@@ -21,6 +21,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
+from learner.comparisons import Comparisons
 from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
 from learner.methods._base import Columns, Method, each
@@ -50,7 +51,8 @@ class MethodLearner(TorchLearner):
         self.dataset: Dataset | None = None
         self.recent: Recent | None = None
         self.reward_model: RewardModel | None = None
-        if (settings := self.method.reward_settings()) is not None:
+        settings = self.method.reward_settings()
+        if settings is not None and settings.fits:
             spaces = self.policy.observation_space, self.policy.action_space
             self.reward_model = make_model(settings, *spaces, self.config.seed or 0)  # type: ignore[arg-type]
         if self.method.recent_rows:
@@ -131,7 +133,9 @@ class MethodLearner(TorchLearner):
             weights = ray.get(reward) if isinstance(reward, ray.ObjectRef) else reward
             self.reward_model.load_state_dict(weights)
         if self.dataset is None:
-            chunks = self._chunks_of_rollouts(fetched(rollouts), seed=seed)
+            of_comparisons = self.method.learns_from == "comparisons"
+            chunks_of = self._chunks_of_comparisons if of_comparisons else self._chunks_of_rollouts
+            chunks = chunks_of(fetched(rollouts), seed=seed)
             figures = self._descend(minibatches(chunks, self._minibatch_size()))
         else:
             self.store(rollouts, key=key, round=round)
@@ -224,6 +228,30 @@ class MethodLearner(TorchLearner):
         for _ in range(self.config.num_epochs or 1):
             order = self.tensor(generator.permutation(rows // self._world()))
             yield each(lambda x, order=order: x.index_select(0, order), share)
+        if not new:
+            self._merge_norms(rollouts)
+
+    def _chunks_of_comparisons(self, rollouts: Sequence[Rollout], *, seed: int) -> Iterator[Columns]:
+        """Shuffled passes over this learner's share of what was compared; the rollouts' observations are
+        what is normalised by."""
+        new = self._norms_are_new()
+        if new:
+            self._merge_norms(rollouts)
+        compared = Comparisons(Path(self.config.run_directory) / "preferences").compared()  # type: ignore[attr-defined]
+        assert compared.ended is not None
+        share = np.arange(len(compared) // self._world() * self._world())[self._rank() :: self._world()]
+        rows = max(1, CHUNK_ROWS // int(np.prod(compared.actions.shape[1:3])))
+        generator = np.random.default_rng(seed)
+        for _ in range(self.config.num_epochs or 1):
+            order = generator.permutation(share)
+            for part in (order[i : i + rows] for i in range(0, len(order), rows)):
+                questions = compared.rows[part]
+                yield {
+                    "obs": each(lambda x, questions=questions: self.tensor(x[questions]), compared.obs),
+                    "actions": self.tensor(compared.actions[questions]),
+                    "weights": self.tensor(compared.weights[part]),
+                    "ended": self.tensor(compared.ended[questions]),
+                }
         if not new:
             self._merge_norms(rollouts)
 

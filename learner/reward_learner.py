@@ -55,13 +55,14 @@ class RewardSettings:
     candidates: int
     past_the_end: bool
     task: str
-    members: int
-    careless: float
-    reliability: bool
-    normalise: bool
-    passes: int
-    lr: float
-    hiddens: tuple[int, ...]
+    fits: bool = True  # a reward to the answers
+    members: int = 3
+    careless: float = 0.1
+    reliability: bool = False
+    normalise: bool = True
+    passes: int = 10
+    lr: float = 1e-3
+    hiddens: tuple[int, ...] = (64, 64)
 
 
 class RewardLearner:
@@ -163,6 +164,10 @@ class RewardLearner:
         counts = {"comparisons": float(answered), "asked": float(asked)}
         counts["first_unasked"] = float(max(0, self.first - asked))
         if answers == self.fitted or (not self.ready and answered < self.first):
+            self.figures |= counts
+            return dict(self.figures)
+        if not self.settings.fits:
+            self.fitted = answers
             self.figures |= counts
             return dict(self.figures)
         one = self.settings

@@ -19,7 +19,6 @@ import tree
 
 from tutelage.types import Array, Rollout, Segment, Tree
 
-
 OVERLAP = 2  # segments in which a step is on average, where there is room for as many
 
 

@@ -77,7 +77,8 @@ class LabelerSpec:
 class Learnt:
     """What follows from the answers so far. Made by: preferences. Eaten by: the trainer."""
 
-    weights: Mapping[str, Any] | None  # of the reward model; None: there is none yet
+    ready: bool  # the first questions are answered, and a reward is fitted where one is
+    weights: Mapping[str, Any] | None  # of the reward model, if there is one
     figures: Mapping[str, float]
 
 
@@ -104,7 +105,8 @@ class Preferences:
         self.reward.hear(self.labeler.label(queries))
         self._began = True
         figures = self.reward.fit()
-        return Learnt(self.reward.model.state_dict() if self.reward.ready else None, figures)
+        fits = self.reward.ready and self.reward.settings.fits
+        return Learnt(self.reward.ready, self.reward.model.state_dict() if fits else None, figures)
 
     def get_state(self) -> dict[str, Any]:
         return self.reward.get_state()
@@ -143,7 +145,7 @@ class Beside:
         self._actor: Any = ray.remote(num_cpus=0)(Here).remote(make)
         self._max_lag = max_lag
         self._under_way: deque[Any] = deque()
-        self._newest = Learnt(None, {})
+        self._newest = Learnt(False, None, {})
 
     def advance(self, rollouts: Sequence[Any], env_steps: int, *, wait: bool = False) -> Learnt:
         """wait: for the reward that these rollouts lead to."""
@@ -185,7 +187,7 @@ def until_heard(
     The policy has nothing to learn from before that, and people take their time.
     """
     learnt = side.advance(rollouts, env_steps, wait=True)
-    while learnt.weights is None and not learnt.figures["first_unasked"] and not stopped():
+    while not learnt.ready and not learnt.figures["first_unasked"] and not stopped():
         time.sleep(LOOK_S)
         learnt = side.advance([], env_steps, wait=True)
     return learnt

@@ -300,6 +300,7 @@ class Trainer(Algorithm):
         self.behind = False  # the dataset has rounds that the policy was not fitted to
         self.stopping: Callable[[], bool] = lambda: False  # whether to wait for people no longer
         self.preferences: Here | Beside | None = None
+        self._heard = False  # the first answers are there
         self._reward: Any = None  # weights of the reward model, or a reference to them
         if self.config.run_directory is None:
             self.config = self.config.copy(copy_frozen=False).storage(run_directory=self.logdir)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -405,11 +406,12 @@ class Trainer(Algorithm):
         if self.preferences is None:
             return {}
         arguments = self.preferences, payload_of(rollouts), self.env_steps
-        if self._reward is None:
-            learnt = until_heard(*arguments, self.stopping)
-        else:
+        if self._heard:
             learnt = self.preferences.advance(*arguments[1:])
-        if learnt.weights is None:
+        else:
+            learnt = until_heard(*arguments, self.stopping)
+        self._heard = learnt.ready
+        if not learnt.ready:
             return {**learnt.figures, "waiting": 1.0}
         self._reward = ray.put(learnt.weights) if self.config.num_learners else learnt.weights
         return dict(learnt.figures)

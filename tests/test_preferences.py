@@ -131,7 +131,7 @@ def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
         return one, spec
 
     one, _ = made()
-    assert one.advance(rollouts(), 0).weights is None
+    assert not one.advance(rollouts(), 0).ready
     first = Nobody.asked
     assert len(first) == 15
     Nobody.asked = ()

@@ -6,6 +6,8 @@ The loop that uses it, in words:
     if method.learns_from == "dataset":            # D ← D ∪ D_i, then minibatches of D
         dataset.append(rollouts)
         loss, figures = method.loss(module, {"obs": ..., "actions": ...})
+    elif method.learns_from == "comparisons":      # minibatches of what was compared
+        loss, figures = method.loss(module, {"obs": ..., "actions": ..., "weights": ..., "ended": ...})
     else:                                          # minibatches of the newest rollouts
         columns = method.label(rollout, learner)
         loss, figures = method.loss(module, columns[minibatch])
@@ -81,7 +83,7 @@ class Critic(Protocol):
 class Method:
     """A way to learn. Fields are its settings; subclasses override only their own cells."""
 
-    learns_from: ClassVar[Literal["dataset", "rollouts"]] = "rollouts"
+    learns_from: ClassVar[Literal["dataset", "rollouts", "comparisons"]] = "rollouts"
     asks: ClassVar[bool] = False  # the expert, what it would do in every visited state
     explores: ClassVar[bool] = False  # rollouts sample from the policy instead of taking its mode
     needs_value: ClassVar[bool] = False

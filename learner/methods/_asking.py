@@ -1,0 +1,67 @@
+"""What the methods share that learn from comparisons of segments: whom to ask, about what, how often."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from learner.methods._base import Method
+from learner.pairs import WAYS
+from learner.reward_learner import SCHEDULES, RewardSettings
+from tutelage.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Asking(Method):
+    """Questions about what was collected. `services.preferences` puts them."""
+
+    needs_labeler: ClassVar = True
+    fits_reward: ClassVar = True
+    ranges: ClassVar = {
+        **dict.fromkeys(("comparisons", "segment_length", "batch"), (1, math.inf)),
+        "first_share": (0, 1),
+        "candidates": (2, math.inf),
+        "options": (2, 9),
+    }
+
+    comparisons: int = 700  # to ask for in all
+    first_share: float = 0.25  # of them, asked and answered before the policy learns
+    schedule: str = "hyperbolic"  # of the others: constant, hyperbolic, sqrt or accuracy
+    ask_until: int | None = None  # env steps by which all are asked; None: those of stop.env_steps
+    batch: int = 10  # comparisons asked at a time
+    segment_length: int = 50  # steps
+    options: int = 2  # segments to choose the best of
+    pairs: str = "disagreement"  # uniform, disagreement, entropy, k_centre or same_start
+    across_time: bool = False  # segments of all that was collected, not only of the newest
+    candidates: int = 400  # segments among which pairs are chosen
+    task: str = ""  # what people are told to judge by
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("pairs", WAYS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"method.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+
+    @property
+    def past_the_end(self) -> bool:
+        """Whether segments run on after the end of the task."""
+        return False
+
+    def reward_settings(self) -> RewardSettings:
+        if self.ask_until is None:
+            raise ConfigError("method.ask_until: set it, or stop.env_steps, to spread the questions over")
+        return RewardSettings(
+            comparisons=self.comparisons,
+            first_share=self.first_share,
+            schedule=self.schedule,
+            ask_until=self.ask_until,
+            batch=self.batch,
+            segment_length=self.segment_length,
+            options=self.options,
+            pairs=self.pairs,
+            across_time=self.across_time,
+            candidates=self.candidates,
+            past_the_end=self.past_the_end,
+            task=self.task,
+            fits=self.fits_reward,
+        )
