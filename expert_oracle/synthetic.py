@@ -59,6 +59,7 @@ class Teacher:
         equal: float = 0.0,  # share of the mean return below which a difference is none
         drift: float = 0.0,  # standard deviation of a step of the walk, as a share of the mean return
         reward: str | Reward | None = None,  # to judge by, a function or its word; None: the environment's
+        expert: str = "",  # an expert's word: judge by how near the actions are to what it would do
         name: str = "synthetic",
         seed: int = 0,
     ) -> None:
@@ -71,6 +72,10 @@ class Teacher:
         self.rationality, self.discount, self.mistake = rationality, discount, mistake
         self.skip, self.equal, self.drift = skip, equal, drift
         self.reward: Reward | None = plugins.load(reward) if isinstance(reward, str) else reward
+        if expert:
+            if reward is not None:
+                raise ConfigError("teacher: it judges by `reward` or by `expert`, not by both")
+            self.reward = regret(expert)
         self.name = name
         self._rng = np.random.default_rng(seed)
         self._seen = 0  # segments
@@ -146,6 +151,25 @@ class Teacher:
             return int(self._rng.choice(np.flatnonzero(values == values.max())))
         noise = self._rng.gumbel(size=len(values))  # argmax(β v + Gumbel) is a draw from the softmax
         return int((self.rationality * values + noise).argmax())
+
+
+def regret(expert: str) -> Reward:
+    """What people seem to judge by (Knox et al., 2022): not what was gained but what was done wrong.
+
+    Minus the squared distance of an action to the expert's, to the second order the regret of a smooth task;
+    for whole numbers minus 1 where they differ.
+    """
+    from expert_oracle.loading import OracleSpec  # which imports torch for some
+
+    oracle = OracleSpec(expert).build()
+
+    def judge(obs: Tree, actions: Array) -> Array:
+        best = np.asarray(oracle.act(obs))
+        if best.dtype.kind in "iu":
+            return -(best != actions).reshape(len(best), -1).any(1).astype(np.float64)
+        return -np.square(best - actions).reshape(len(best), -1).sum(1).astype(np.float64)
+
+    return judge
 
 
 @dataclass(frozen=True)

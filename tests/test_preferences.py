@@ -15,12 +15,12 @@ from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
 from services.settings import build_config, preflight
-from tests.rewards_for_tests import upright
+from expert_oracle.tasks import upright
 from tutelage.errors import ConfigError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
-UPRIGHT = "tests.rewards_for_tests:upright"
+
 
 
 def settings(**changes):
@@ -125,7 +125,7 @@ def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
             return []
 
     def made():
-        spec = LabelerSpec("tests.rewards_for_tests:upright")
+        spec = LabelerSpec("expert_oracle.tasks:upright")
         one = Preferences.__new__(Preferences)
         one.reward, one.labeler, one._began = reward_learner(tmp_path), Nobody(), False
         return one, spec
