@@ -21,6 +21,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
+from expert_oracle.checkpoint import PolicyFile, load_checkpoint
 from learner.comparisons import Comparisons
 from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
@@ -30,7 +31,8 @@ from learner.recent import Recent
 from learner.reward_learner import make_model, predicted
 from learner.reward_model import RewardModel
 from learner.reward_scale import RewardScale
-from tutelage.errors import TrainingError
+from tutelage.errors import ConfigError, TrainingError
+from tutelage.policy import MLPPolicy
 from tutelage.types import Array, Rollout, Tree
 
 CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
@@ -57,6 +59,8 @@ class MethodLearner(TorchLearner):
             self.reward_model = make_model(settings, *spaces, self.config.seed or 0)  # type: ignore[arg-type]
         if self.method.recent_rows:
             self.recent = Recent(self.method.recent_rows)
+        if begin_with := getattr(self.method, "warm_start", None):
+            self.policy.begin_with(warm_policy(begin_with))
         if self.method.learns_from == "dataset":
             self.dataset = self._open_dataset(Path(self.config.run_directory) / "dataset")  # type: ignore[attr-defined]
 
@@ -285,6 +289,10 @@ class MethodLearner(TorchLearner):
         """Rewards [T, B] over the running standard deviation of the discounted return."""
         return self.tensor(rollout.rewards / np.float32(self.reward_scale.update(rollout, gamma)))
 
+    def updates(self) -> int:
+        """Updates that the policy has had before this one."""
+        return self._weights_seq_no - 1
+
     def learnt_rewards(self, rollout: Rollout, *, relative_to_end: bool) -> Array:
         """What the reward model makes of a rollout's steps [T, B]."""
         assert self.reward_model is not None
@@ -353,6 +361,14 @@ class MethodLearner(TorchLearner):
             raise error
         if failed:
             raise TrainingError("the first learner could not write the dataset")
+
+
+def warm_policy(place: str) -> MLPPolicy:
+    """The policy of a run, a file or a shipped expert. Raises ConfigError where it is not an MLP's."""
+    found = load_checkpoint(place)
+    if not isinstance(found, PolicyFile):
+        raise ConfigError(f"method.warm_start: {place} is no plain MLP, {type(found).__name__}")
+    return found.policy
 
 
 def fetched(rollouts: Sequence[Rollout | ray.ObjectRef]) -> list[Rollout]:

@@ -41,6 +41,7 @@ DEFAULTS: Mapping[str, Any] = {
 OF_METHODS = ("value", "danger", "risk")
 """What only methods set."""
 OBS_CLIP = 10.0
+WARM_COUNT = 100_000  # observations that moments which come with a policy count as
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -286,6 +287,29 @@ class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
             obs_clip=None if norm is None else OBS_CLIP,
             log_std=None if self.log_std is None else to_numpy(self.log_std.clamp(*LOG_STD_RANGE)),
         )
+
+    @torch.no_grad()
+    def begin_with(self, policy: MLPPolicy) -> None:
+        """Take the weights and moments of a policy; how much actions vary stays as it is configured.
+
+        Raises ConfigError unless the layers are the same.
+        """
+        linears = [layer for layer in self.pi if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+        mine = self.activation, self.distribution, [layer.in_features for layer in linears]
+        theirs = policy.activation, policy.distribution, [len(W) for W in policy.weights]
+        if not self.is_mlp() or mine != theirs:
+            raise ConfigError(
+                f"method.warm_start: that policy has {theirs[1]} {theirs[0]} layers of {theirs[2]}, this one "
+                f"{mine[1]} {mine[0]} layers of {mine[2]}; set rl_module.model_config.fcnet_hiddens and "
+                "fcnet_activation alike"
+            )
+        for layer, W, b in zip(linears, policy.weights, policy.biases, strict=True):
+            layer.weight.copy_(torch.as_tensor(W.T))
+            layer.bias.copy_(torch.as_tensor(b))
+        for _, norms in self.norms():
+            for norm in norms if policy.obs_mean is not None else ():
+                std = torch.as_tensor(policy.obs_std)
+                norm.set(WARM_COUNT, torch.as_tensor(policy.obs_mean), std * std)
 
 
 def joined(params: Params) -> Tensor:

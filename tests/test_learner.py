@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from actors.collect import Collector, label, with_logp
 from actors.forward import actor, forward_of
 from expert_oracle.loading import OracleSpec
-from learner.learner import MethodLearner, minibatches
+from learner.learner import MethodLearner, minibatches, warm_policy
 from learner.methods import make_method
 from learner.methods.bc import BC
 from learner.nets import PolicyModule
@@ -23,10 +23,10 @@ from tutelage.types import EnvRecipe
 CARTPOLE = EnvRecipe("CartPole-v1")
 
 
-def make_learner(tmp_path, method="dagger", env="CartPole-v1", **training) -> Any:
+def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, **training) -> Any:
     made = gym.make(env)
     config: Any = AlgorithmConfig()
-    config.learning_method = make_method(method, {})
+    config.learning_method = make_method(method, settings or {})
     config.run_directory = str(tmp_path)
     config.training(**{"lr": 1e-3, "minibatch_size": 64, "num_epochs": 2, **training})
     spec = RLModuleSpec(
@@ -197,3 +197,27 @@ def test_unknown_methods_and_settings_are_named():
         make_method("dager", {})
     with pytest.raises(ConfigError, match=r"method.bta is not a setting of dagger; did you mean 'beta'"):
         make_method("dagger", {"bta": 1})
+
+
+def test_a_warm_start_acts_like_the_policy_it_began_with_and_learns_its_values_first(tmp_path):
+    learner = make_learner(tmp_path, "ppo", settings={"warm_start": "cartpole", "value_first": 2})
+    known = warm_policy("cartpole")
+    obs = rollouts(oracle=None)[0].obs.reshape(-1, 4)
+    np.testing.assert_allclose(forward_of(learner.policy)(obs), known(obs), atol=1e-4)
+    value = learner.values(obs, leading=(len(obs),))
+    for round in range(3):
+        layers = list(learner.policy.pi.parameters())
+        before = [layer.clone() for layer in layers]
+        learner.update(own_rollouts(learner, round=round), key=str(round), seed=round, env_steps=256)
+        moved = any(
+            not torch.equal(a, b) for a, b in zip(before, learner.policy.pi.parameters(), strict=True)
+        )
+        assert moved == (round >= 2)
+    assert not torch.equal(value, learner.values(obs, leading=(len(obs),)))
+
+
+def test_a_warm_start_from_other_layers_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"method.warm_start: .* layers of \[11, 64, 64\], .*fcnet_hiddens"):
+        make_learner(tmp_path, "ppo", settings={"warm_start": "hopper"})
+    with pytest.raises(ConfigError, match="nowhere"):
+        make_learner(tmp_path, "ppo", settings={"warm_start": "nowhere"})

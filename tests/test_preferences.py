@@ -10,17 +10,16 @@ import torch
 from actors.collect import Collector
 from actors.forward import random_actor
 from expert_oracle.synthetic import Teacher
+from expert_oracle.tasks import upright
 from learner.methods.preference import Preference
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
 from services.settings import build_config, preflight
-from expert_oracle.tasks import upright
 from tutelage.errors import ConfigError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
-
 
 
 def settings(**changes):

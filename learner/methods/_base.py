@@ -66,6 +66,10 @@ class Critic(Protocol):
         """Rewards [T, B] over the running standard deviation of the discounted return."""
         ...
 
+    def updates(self) -> int:
+        """Updates that the policy has had before this one."""
+        ...
+
     def learnt_rewards(self, rollout: Rollout, *, relative_to_end: bool) -> Array:
         """What the reward model makes of a rollout's steps [T, B]."""
         ...

@@ -36,7 +36,7 @@ class PPO(Method):
     training: ClassVar = {"lr": 3e-4, "minibatch_size": 256, "num_epochs": 10, "grad_clip": 0.5}
     ranges: ClassVar = {
         **dict.fromkeys(("gamma", "lambda_", "clip"), (0, 1)),
-        **dict.fromkeys(("value_coefficient", "entropy_coefficient"), (0, math.inf)),
+        **dict.fromkeys(("value_coefficient", "entropy_coefficient", "value_first"), (0, math.inf)),
     }
 
     gamma: float = 0.99  # discount
@@ -46,6 +46,8 @@ class PPO(Method):
     entropy_coefficient: float = 0.0
     normalise_rewards: bool = True
     normalise_advantages: bool = True
+    warm_start: str | None = None  # a policy to begin with: a run of bc or dagger, a policy file, a name
+    value_first: int = 0  # updates of the value function alone, before the policy changes
 
     def label(self, rollout: Rollout, critic: Critic) -> Columns:
         if rollout.logp is None:
@@ -57,12 +59,15 @@ class PPO(Method):
         T, B = rollout.shape
         values = critic.values(rollout.obs, leading=(T + 1, B))
         advantages = self.advantages(rollout, critic, values)
+        returns = advantages + values[:-1]
+        if critic.updates() < self.value_first:
+            advantages = torch.zeros_like(advantages)  # a policy that began well is not to unlearn it
         columns = {
             "obs": each(lambda leaf: critic.tensor(leaf[:-1]), rollout.obs),
             "actions": critic.tensor(rollout.actions),
             "logp": critic.tensor(rollout.logp),
             "advantages": advantages,
-            "returns": advantages + values[:-1],
+            "returns": returns,
         }
         if rollout.valid is None:
             return each(lambda x: x.flatten(0, 1), columns)
