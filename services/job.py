@@ -61,7 +61,7 @@ def start_ray(config: TrainerConfig, *, spare_cpus: int = 0) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cpus = max(os.cpu_count() or 1, cpus_wanted(config)) + spare_cpus
     with nothing_on_stderr():
-        start_here(num_cpus=cpus, include_dashboard=False, **quiet)
+        start_here(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
 
 
 def start_here(**settings: Any) -> None:

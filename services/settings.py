@@ -12,11 +12,13 @@ import numpy as np
 import tree
 
 from actors.environments import columns, leaf_spaces, make_env, make_vector
+from actors.replay import is_reproducible
 from expert_oracle.human import context_of
 from expert_oracle.loading import OracleSpec, checked
 from learner.demonstrations import dataset_in, load_demonstrations
 from learner.methods import method_class
 from services.overrides import check_arguments
+from services.preferences import LabelerSpec
 from services.run_directory import RunDirectory
 from services.sections import OURS, RLLIB, check_number, positive, whole
 from services.trainer import TrainerConfig
@@ -153,8 +155,8 @@ def preflight(sections: Sections) -> TrainerConfig:
             expert = config.oracle_spec.build()
             check_expert(expert, env, obs, config)
             close(expert)
-        if config.labeler_spec is not None and not config.labeler_spec.asks_people:
-            config.labeler_spec.build()
+        if config.labeler_spec is not None:
+            check_labeler(config.labeler_spec, env, config)
     finally:
         env.close()
     return config
@@ -173,6 +175,23 @@ def check_people(spec: OracleSpec, env: gym.Env, config: TrainerConfig) -> None:
         if not known.get("address"):
             known |= {"address": "127.0.0.1:1", PAGE: ""}
         close(OracleSpec(spec.oracle, known).build())  # it connects later
+
+
+def check_labeler(spec: LabelerSpec, env: gym.Env, config: TrainerConfig) -> None:
+    """Raise ConfigError for a labeler that is not known, or people who would have no clips to look at."""
+    if not spec.asks_people:
+        spec.build()
+        return
+    recipe = config.env_recipe()
+    if "rgb_array" not in (env.metadata.get("render_modes") or ()):
+        raise ConfigError(
+            f"feedback.labeler: {recipe.id} draws no pictures (rgb_array) that people could judge"
+        )
+    if not is_reproducible(recipe):
+        raise ConfigError(
+            f"feedback.labeler: episodes of {recipe.id} are not replayed exactly, so there are no clips of "
+            "them; scripted teachers can judge them"
+        )
 
 
 def check_expert(expert: Oracle, env: gym.Env, obs: Tree, config: TrainerConfig) -> None:

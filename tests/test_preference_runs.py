@@ -1,0 +1,190 @@
+"""Runs that learn from comparisons: a hidden reward from few answers; kills in turn; people and machines."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import sync_playwright
+
+from learner.comparisons import Comparisons
+from services.labeler.answering import worker
+from services.labeler.beside import GRPC
+from services.labeler.ledger import Ledger
+from tests.browser import CHROMIUM, FLAGS, GUIDED, SETTLED
+from tutelage.errors import ServiceError, Unreachable
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 240
+SMALL = [
+    *("method.comparisons=40", "method.first_share=0.5", "method.batch=5", "method.segment_length=12"),
+    *("env_runners.num_envs_per_env_runner=4", "env_runners.rollout_fragment_length=64"),
+    *("run.episodes=5", "run.baselines=false", "evaluation.evaluation_interval=null"),
+]
+
+
+def tutelage(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def summary_of(process: subprocess.Popen) -> dict:
+    out, error = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, error[-2000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture
+def processes():
+    started: list[subprocess.Popen] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+        process.communicate()
+
+
+class Machine(threading.Thread):
+    """A teacher in the name of somebody, who goes on whatever becomes of the service."""
+
+    def __init__(self, address: str, token: Path, annotator: str, **habits):
+        super().__init__(daemon=True)
+        self.address, self.over = address, threading.Event()
+        self.habits = {"token_file": str(token), "annotator": annotator, "n": 2, **habits}
+        self.start()
+
+    def run(self):
+        while not self.over.is_set():
+            with contextlib.suppress(Unreachable, ServiceError):
+                one = worker(self.address, "oracle", {**self.habits, "answers": 5})
+                try:
+                    one.work()
+                finally:
+                    one.client.close()
+                if self.habits.get("answers"):
+                    return
+
+
+def test_an_upright_pole_is_learnt_from_300_answers_that_never_mention_its_end(tmp_path, processes):
+    run = tmp_path / "run"
+    stop = ["stop.env_steps=60000", "run.baselines=false", "run.episodes=30"]
+    processes.append(tutelage("train", "preference-cartpole", *stop, "--run", str(run), "--json"))
+    summary = summary_of(processes[-1])
+    assert summary["comparisons"] <= 300
+    assert summary["return_mean"] >= 475  # at random: 22
+
+
+def test_nothing_is_lost_or_counted_twice_when_trainer_labeler_and_store_are_killed(tmp_path, processes):
+    run, folder, token = tmp_path / "run", tmp_path / "labeler", tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    machines = tmp_path / "machines"
+    machines.write_text(f"{token.read_text()} trainer trainer\n")
+
+    def serve(address):
+        process = tutelage(
+            *("labeler", "serve", "--folder", str(folder), "--grpc-address", address),
+            *("--address", "127.0.0.1:0", "--token-file", str(machines)),
+            *("--repeats", "0", "--overlap", "0", "--gold", "0"),
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.strip().startswith(GRPC))
+        return process, line.strip().removeprefix(GRPC).strip()
+
+    service, address = serve("127.0.0.1:0")
+    settings = [
+        f"feedback.labeler=grpc://{address}",
+        f"feedback.arguments.token_file={token}",
+        *("stop.env_steps=null", "stop.comparisons=40", "method.ask_until=2000", "run.checkpoint_every_s=1"),
+    ]
+    trainer = tutelage("train", "preference-cartpole", *SMALL, *settings, "--run", str(run), "--json")
+    processes.append(trainer)
+    machine = Machine(address, token, "anna", delay_s=0.1)
+
+    def until(answers):
+        deadline = time.monotonic() + PATIENCE_S
+        while len(known := list(Ledger(folder / "answers.jsonl"))) < answers:
+            assert trainer.poll() is None, trainer.communicate()
+            assert time.monotonic() < deadline, f"{len(known)} answers"
+            time.sleep(0.1)
+
+    until(5)
+    (store,) = [p for p in psutil.Process(service.pid).children() if "valkey" in " ".join(p.cmdline())]
+    store.kill()
+    until(12)
+    service.kill()
+    for child in (p for p in psutil.process_iter(["cmdline"]) if str(folder) in (p.info["cmdline"] or ())):
+        child.wait(20)  # its store ends with it
+    service, again = serve(address)
+    assert again == address
+    until(22)
+    trainer.kill()
+    trainer = tutelage("resume", str(run), "--json")
+    processes.append(trainer)
+    summary = summary_of(trainer)
+    machine.over.set()
+
+    answered = [(event.question, event.annotator) for event in Ledger(folder / "answers.jsonl")]
+    assert len(answered) == len(set(answered)), "an answer was counted twice"
+    lines = [json.loads(line) for line in (run / "preferences" / "index.jsonl").read_text().splitlines()]
+    heard = [(line["query"], line["annotator"]) for line in lines if "query" in line]
+    assert len(heard) == len(set(heard)) == summary["comparisons"] == 40
+    assert set(heard) <= set(answered)
+    assert len({line["asked"] for line in lines if "asked" in line}) == 40
+    assert len(Comparisons(run / "preferences")) >= 35  # ties and all; only doubts teach nothing
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install the package chromium")
+def test_people_in_the_page_and_machines_teach_the_same_reward(tmp_path, processes):
+    run = tmp_path / "run"
+    settings = [
+        "feedback.labeler=human",
+        "stop.env_steps=null",
+        "stop.comparisons=40",
+        "method.ask_until=2000",
+    ]
+    process = tutelage("train", "preference-cartpole", *SMALL, *settings, "--run", str(run), "--json")
+    processes.append(process)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith(GRPC):
+            break
+    link = next(found[0] for line in said if (found := re.search(r"http://\S+/invite/\S+", line)))
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.add_init_script(GUIDED % json.dumps(["comparison"]))
+        page.goto(link)
+        page.locator("input").fill("Anna")
+        page.keyboard.press("Enter")
+        for i in range(8):
+            page.wait_for_function(SETTLED, timeout=60_000)
+            page.keyboard.press("ArrowLeft" if i % 2 else "ArrowRight")
+        page.wait_for_timeout(2000)
+        browser.close()
+    machine = Machine(said[-1].removeprefix(GRPC).strip(), run / "labeler" / "token", "machine")
+    assert process.stdout is not None
+    summary = json.loads(process.stdout.read().splitlines()[-1])
+    machine.over.set()
+    data = Comparisons(run / "preferences")
+    assert summary["comparisons"] == data.answered >= 40
+    assert {"machine"} < set(data.annotators())
+    people = [name for name in data.annotators() if name != "machine"]
+    assert len(people) >= 6
