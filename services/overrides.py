@@ -24,6 +24,8 @@ from tutelage.plugins import did_you_mean, load
 
 PRESETS = Path(__file__).parent / "presets"
 
+WHO = {"expert": "oracle", "feedback": "labeler"}
+"""Section -> the key that says whose its `arguments` are."""
 SHORTHANDS = {"seed": "debugging.seed", "seeds": "tune.seeds"}
 
 Config = dict[str, dict[str, Any]]
@@ -49,6 +51,9 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """
     path = find_config(name_or_path)
     config = _sections(_parse(path.read_bytes(), str(path)), str(path))
+    for section, who in WHO.items():
+        if any(override.startswith(f"{section}.{who}=") for override in overrides):
+            config.get(section, {}).pop("arguments", None)  # they were somebody else's
     for override in overrides:
         apply_override(config, override)
     return config

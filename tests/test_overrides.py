@@ -54,7 +54,7 @@ def test_file_and_overrides_are_merged_deeply(config_file):
 
 def test_a_mapping_is_merged_and_a_value_replaced(config_file):
     config = load_config(config_file, ["expert.arguments={a: 1}", "expert.oracle=null"])
-    assert config["expert"] == {"oracle": None, "arguments": {"timeout_s": 5, "a": 1}}
+    assert config["expert"] == {"oracle": None, "arguments": {"a": 1}}  # whose the others were is gone
 
 
 @pytest.mark.parametrize(
@@ -265,3 +265,11 @@ def test_apply_override_changes_in_place():
     config = {}
     apply_override(config, "stop.env_steps=1_000_000")
     assert config == {"stop": {"env_steps": 1_000_000}}
+
+
+def test_who_is_asked_instead_has_none_of_the_others_arguments(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("expert: {oracle: 'planner:cem', arguments: {horizon: 5}}\nmethod: {name: dagger}\n")
+    assert load_config(path)["expert"]["arguments"] == {"horizon": 5}
+    other = load_config(path, ["expert.arguments.deadline_s=3", "expert.oracle=grpc://host:1"])
+    assert other["expert"] == {"oracle": "grpc://host:1", "arguments": {"deadline_s": 3}}
