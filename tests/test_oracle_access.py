@@ -121,7 +121,11 @@ REFUSALS = [
         "UNAUTHENTICATED: the token is not known to this service; it is that of the argument `token`",
     ),
     ("expired", "ca", "its certificate is not trusted: certificate has expired"),
-    ("tls", "wrong ca", "its certificate is not trusted: unable to get local issuer certificate; set ca=PATH"),
+    (
+        "tls",
+        "wrong ca",
+        "its certificate is not trusted: unable to get local issuer certificate; set ca=PATH",
+    ),
     ("elsewhere", "ca", "its certificate is not trusted: IP address mismatch, certificate is not valid"),
     ("elsewhere", "ca", "; set server_name=NAME to one that is in it"),
     ("mutual", "ca", "it asks for a client certificate"),
@@ -228,7 +232,10 @@ def test_a_token_file_knows_its_tokens_only(pki):
             lambda pki: ServerAccess(tls_cert="nowhere.pem", tls_key="k.pem"),
             "--tls-cert: cannot read nowhere.pem: No such file",
         ),
-        (lambda pki: ServerAccess(pki["tls"]["tls_cert"], pki["expired"]["tls_key"]), "not a certificate and its key"),
+        (
+            lambda pki: ServerAccess(pki["tls"]["tls_cert"], pki["expired"]["tls_key"]),
+            "not a certificate and its key",
+        ),
         (lambda pki: ServerAccess(token_file="nowhere"), "--token-file: cannot read nowhere: No such file"),
         (lambda pki: ServerAccess(token_file=os.devnull), "--token-file: /dev/null has no token"),
         (lambda pki: ClientAccess(cert="x.pem"), "give `cert` and `key`"),
@@ -241,7 +248,10 @@ def test_settings_that_cannot_be_are_refused(pki, make, words):
 
 
 def test_a_client_whose_files_are_missing_says_so():
-    with serving(FIRST_TWO) as address, pytest.raises(OracleError, match=r"ca: cannot read nowhere\.pem: No "):
+    with (
+        serving(FIRST_TWO) as address,
+        pytest.raises(OracleError, match=r"ca: cannot read nowhere\.pem: No "),
+    ):
         asked(address, ca="nowhere.pem")
 
 
