@@ -410,12 +410,14 @@ def labeler_answer(
     texts, `judge endpoint=http://HOST/v1 model=NAME`; an expert says what it would do, `checkpoint:cartpole`.
     """
     from services.labeler.answering import answer_command
+    from services.oracle import arguments_by_name
     from services.overrides import key_values
 
     def say(line: str) -> None:
         typer.echo(line, err=as_json)
 
-    _finish(answer_command(address, teacher, key_values(arguments or []), say), as_json)
+    with arguments_by_name():
+        _finish(answer_command(address, teacher, key_values(arguments or []), say), as_json)
 
 
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:
