@@ -70,6 +70,16 @@ def one_line(what: str) -> Iterator[None]:
         raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}{where}") from error
 
 
+@contextlib.contextmanager
+def arguments_by_name() -> Iterator[None]:
+    """Errors say NAME=VALUE, as one writes for a command, where a run has `expert.arguments.NAME=VALUE`."""
+    try:
+        yield
+    except TutelageError as error:
+        error.args = (str(error).replace(ARGUMENT, ""),)
+        raise
+
+
 def _line_of_theirs(error: Exception) -> str:
     """Where it was raised: the last line that is neither ours nor a library's; empty where there is none."""
     ours = str(Path(__file__).parent)

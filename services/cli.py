@@ -409,8 +409,8 @@ def labeler_answer(
     Teachers compare clips by the environment's rewards (B-Pref); a judge is a language model that compares
     texts, `judge endpoint=http://HOST/v1 model=NAME`; an expert says what it would do, `checkpoint:cartpole`.
     """
+    from expert_oracle.loading import arguments_by_name
     from services.labeler.answering import answer_command
-    from services.oracle import arguments_by_name
     from services.overrides import key_values
 
     def say(line: str) -> None:

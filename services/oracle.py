@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,13 +11,13 @@ import numpy as np
 
 from expert_oracle import probing, server, workers
 from expert_oracle.access import ServerAccess
-from expert_oracle.loading import ARGUMENT, GRPC, OracleSpec
+from expert_oracle.loading import GRPC, OracleSpec, arguments_by_name
 from expert_oracle.metrics import event, log_to_stderr
 from expert_oracle.remote import RemoteOracle
 from services.doctor import print_checks
 from services.examination import examine, first_answer
 from services.overrides import key_values
-from tutelage.errors import ConfigError, TutelageError
+from tutelage.errors import ConfigError
 from tutelage.protocols import Oracle
 from tutelage.types import Array, EnvRecipe
 
@@ -51,16 +50,6 @@ def serve_command(
         else:
             make = partial(_tried, spec, env)
             workers.serve(make, workers=processes, log_format=log_format, env_id=env_id, **settings)
-
-
-@contextlib.contextmanager
-def arguments_by_name() -> Iterator[None]:
-    """Errors say NAME=VALUE, as one writes here, where a run has `expert.arguments.NAME=VALUE`."""
-    try:
-        yield
-    except TutelageError as error:
-        error.args = (str(error).replace(ARGUMENT, ""),)
-        raise
 
 
 def _tried(spec: OracleSpec, env: EnvRecipe | None) -> Oracle:
