@@ -198,7 +198,8 @@ class RolloutRunner(EnvRunner, Checkpointable):
             if spec is None:
                 raise ConfigError("an expert is needed and none is given; set expert.oracle")
             envs = self._collector().envs
-            self._oracle = checked(spec.build(), envs.observation_space, envs.action_space, spec.oracle)
+            oracle = spec.build(self.config.env_recipe())
+            self._oracle = checked(oracle, envs.observation_space, envs.action_space, spec.oracle)
         return self._oracle
 
     def _failed(self, error: Exception) -> list[Rollout | Failure]:

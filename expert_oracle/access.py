@@ -8,7 +8,7 @@ import hmac
 import ipaddress
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ TOKEN = "TUTELAGE_TOKEN"
 """Environment variable with the token of a client that is given none."""
 EXEMPT = "/grpc.health.v1.Health/"
 PROBE_S = 2.0
+_SIGNER = "; set ca=PATH of who signed it"
+_NAME = "; set server_name=NAME to one that is in it"
+ADVICE = {18: _SIGNER, 19: _SIGNER, 20: _SIGNER, 21: _SIGNER, 62: _NAME, 64: _NAME}
+"""By OpenSSL's code for what is wrong with a certificate: who signed it is unknown, the name is another."""
 HUNG_UP = (
     "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows; set "
     "cert=PATH and key=PATH"
@@ -33,6 +37,12 @@ def _read(path: str, what: str) -> bytes:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise ConfigError(f"{what}: cannot read {path}: {error.strerror}") from None
+
+
+Names = tuple[str, str, str]
+"""What the options are called for an authority, a certificate and its key."""
+OPTIONS: Names = ("--client-ca", "--tls-cert", "--tls-key")
+ARGUMENTS: Names = ("ca", "cert", "key")
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class ServerAccess:
         if self.client_ca and not self.tls_cert:
             raise ConfigError("--client-ca needs TLS: give --tls-cert and --tls-key too")
         if self.tls_cert:
-            _context(self.client_ca, self.tls_cert, self.tls_key)
+            _context(self.client_ca, self.tls_cert, self.tls_key, OPTIONS)
         if self.token_file:
             TokenFile(self.token_file)
 
@@ -66,7 +76,7 @@ class ServerAccess:
         )
 
     def _certificates(self) -> grpc.ServerCertificateConfiguration:
-        _context(self.client_ca, self.tls_cert, self.tls_key)
+        _context(self.client_ca, self.tls_cert, self.tls_key, OPTIONS)
         pair = _read(self.tls_key, "--tls-key"), _read(self.tls_cert, "--tls-cert")
         roots = _read(self.client_ca, "--client-ca") if self.client_ca else None
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
@@ -225,6 +235,14 @@ class ClientAccess:
             token = _read(self.token_file, "token_file").decode().strip()
         return (("authorization", f"Bearer {token}"),) if token else ()
 
+    def token_source(self) -> str:
+        """Where the token comes from; empty: there is none."""
+        if self.token_file:
+            return f"token_file={self.token_file}"
+        if self.token:
+            return "the argument `token`"
+        return f"the environment variable {TOKEN}" if os.environ.get(TOKEN) else ""
+
     async def explain(self, address: str) -> str | None:
         """Why no connection will come about, found out by a handshake; None if it may yet."""
         why = await self._probe(address)
@@ -257,34 +275,38 @@ class ClientAccess:
 
     def _fault(self, error: ssl.SSLError) -> str | None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted: {error.verify_message}"
+            advice = ADVICE.get(error.verify_code, "")
+            return f"its certificate is not trusted: {error.verify_message.rstrip('.')}{advice}"
         reason = error.reason or ""
         if self.encrypted and ("WRONG_VERSION" in reason or "RECORD_LAYER" in reason):
             return "it does not speak TLS: leave out tls, ca, cert and key"
         return None
 
 
-def _context(ca: str, cert: str, key: str) -> ssl.SSLContext:
+def _context(ca: str, cert: str, key: str, names: Names = ARGUMENTS) -> ssl.SSLContext:
     """Raises ConfigError for files that are no certificates or keys, or do not belong together."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["h2"])
+    given = {name: path for name, path in zip(names, (ca, cert, key), strict=True) if path}
+    for name, path in given.items():
+        _read(path, name)
     if ca:
-        _load(ca, lambda: context.load_verify_locations(cafile=Path(ca).expanduser()))
+        _load({names[0]: ca}, lambda: context.load_verify_locations(cafile=Path(ca).expanduser()))
     if cert:
         pair = Path(cert).expanduser(), Path(key).expanduser()
-        _load(
-            f"{cert} and {key}", lambda: context.load_cert_chain(*pair, password="")
-        )  # never ask the terminal
+        never_ask = ""  # the terminal for the key's password
+        files = {name: path for name, path in given.items() if name != names[0]}
+        _load(files, lambda: context.load_cert_chain(*pair, password=never_ask))
     return context
 
 
-def _load(files: str, load: Callable[[], None]) -> None:
+def _load(files: Mapping[str, str], load: Callable[[], None]) -> None:
     try:
         load()
     except ssl.SSLError as error:
-        raise ConfigError(f"{files}: no PEM certificate or key, or not a pair ({error.reason})") from None
-    except OSError as error:
-        raise ConfigError(f"{files}: {error.strerror}") from None
+        what = "not a certificate and its key" if len(files) > 1 else "no certificate"
+        named = " and ".join(f"{name}: {path}" for name, path in files.items())
+        raise ConfigError(f"{named}: {what}, in PEM ({error.reason or 'unreadable'})") from None
 
 
 def _trusting() -> ssl.SSLContext:

@@ -17,7 +17,7 @@ import tree
 
 from expert_oracle.metrics import Figures
 from tutelage import codec
-from tutelage.errors import OracleError, Unreachable
+from tutelage.errors import OracleError, Unreachable, show_traceback
 from tutelage.protocols import Oracle
 from tutelage.types import Tree, check_leading
 
@@ -273,6 +273,7 @@ def _act(oracle: Oracle, obs: Tree) -> Tree:
     except OracleError:
         raise
     except BaseException as error:
+        show_traceback()
         raise OracleError(f"{type(error).__name__}: {error}") from error
     try:
         check_leading("the expert's actions", actions, N)

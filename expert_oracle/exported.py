@@ -63,9 +63,9 @@ def load_torchscript(
     path: str, *, output: Output = "action", result: int | str | None = None
 ) -> ExportedNetwork:
     """The expert in a TorchScript file: a program that PyTorch runs, so take it only from whom you trust."""
+    file = _check(path, output)
     import torch
 
-    file = _check(path, output)
     try:
         network = torch.jit.load(str(file), "cpu").eval()
     except (RuntimeError, ValueError) as error:

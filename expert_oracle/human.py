@@ -236,7 +236,9 @@ def _client(word: str) -> LabelerClient:
     client = value() if callable(value) else value
     if not isinstance(client, LabelerClient):
         kind = type(client).__name__
-        raise ConfigError(f"human: {word} is a {kind} without submit(queries) and wait(ids, timeout_s)")
+        raise ConfigError(
+            f"human: {word} is of type {kind}, without submit(queries) and wait(ids, timeout_s)"
+        )
     return client
 
 

@@ -137,6 +137,12 @@ class Board:
         self._watching = None
         return asyncio.ensure_future(self._ended(tasks), loop=self._loop)
 
+    def _rest(self) -> None:
+        """Watch no more. Where it is the loop's last act, the task sees its end before who waits is told."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
     async def _ended(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.is_wanted():
@@ -266,6 +272,7 @@ class Board:
         """A link gave up: so do all if the others have."""
         reasons = [link.refusal for link in self._links]
         if all(reasons):
+            self._rest()
             self.fail(OracleError("; ".join(filter(None, reasons))))
 
     async def _watch(self) -> None:
@@ -400,7 +407,8 @@ class Link:
         """Remember why a try failed; raise OracleError where the next one would too."""
         self._board.reason = reason = f"{error.code().name}: {error.details()}"
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            reason += f"; give token_file=PATH, or set {TOKEN}"
+            source = self._board.access.token_source()
+            reason += f"; it is that of {source}" if source else f"; give token_file=PATH, or set {TOKEN}"
         why = reason if _is_hopeless(error) else None
         if error.code() == grpc.StatusCode.UNAVAILABLE:
             why = await self._board.access.explain(self.address)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -25,12 +26,14 @@ import tree
 from expert_oracle.checkpoint import SHIPPED
 from expert_oracle.scripted import SCRIPTED
 from tutelage import codec, plugins
-from tutelage.errors import ConfigError, OracleError, TutelageError
+from tutelage.errors import DEBUG, ConfigError, OracleError, TutelageError, show_traceback
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle, Supervisor
-from tutelage.types import Array, Tree
+from tutelage.types import Array, EnvRecipe, Tree
 
 GRPC = "grpc://"
+ARGUMENT = "expert.arguments."
+"""Before an argument's name in the configuration of a run, and so in errors."""
 
 KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert of the rest and the arguments
     "scripted": "expert_oracle.scripted:scripted",
@@ -44,8 +47,11 @@ KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert 
     "watching": "expert_oracle.wrappers:Watching",
     "human": "expert_oracle.human:HumanOracle",
 }
+FILES = ("sb3", "torchscript", "onnx")
+"""Kinds of which the rest is a file."""
+PLANNER = "planner:cem"
 NAMED: Mapping[str, str] = {  # whole words -> who makes them
-    "planner:cem": "expert_oracle.planner:CEM",
+    PLANNER: "expert_oracle.planner:CEM",
     "human": "expert_oracle.human:people",
 }
 
@@ -58,9 +64,20 @@ def one_line(what: str) -> Iterator[None]:
     except TutelageError:
         raise
     except Exception as error:
+        show_traceback()
         text = " ".join(str(error).split())
-        where = _line_of_theirs(error)
+        where = _line_of_theirs(error) or f"; {DEBUG}=1 shows the traceback"
         raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}{where}") from error
+
+
+@contextlib.contextmanager
+def arguments_by_name() -> Iterator[None]:
+    """Errors say NAME=VALUE, as one writes for a command, where a run has `expert.arguments.NAME=VALUE`."""
+    try:
+        yield
+    except TutelageError as error:
+        error.args = (str(error).replace(ARGUMENT, ""),)
+        raise
 
 
 def _line_of_theirs(error: Exception) -> str:
@@ -101,15 +118,21 @@ class OracleSpec:
         """Whether each answer takes somebody's time: then nothing is asked that is not learned from."""
         return self.oracle.partition(":")[0] == "human"
 
-    def build(self) -> Oracle:
-        """The expert. ConfigError for a word or an argument that is not known, OracleError where it fails."""
+    def build(self, env: EnvRecipe | None = None) -> Oracle:
+        """The expert. ConfigError for a word or an argument that is not known, OracleError where it fails.
+
+        One that looks ahead does so in `env`, unless its arguments name another.
+        """
+        if env is not None and self.oracle.endswith(PLANNER) and "env" not in self.arguments:
+            return replace(
+                self, arguments={**self.arguments, "env": env.id, "env_kwargs": env.kwargs}
+            ).build()
         if self.oracle.startswith(GRPC):
             return self._remote()
         if self.oracle in NAMED:
             return self._ours(NAMED[self.oracle])
-        scheme, separator, rest = self.oracle.partition(":")
-        if not separator:
-            raise ConfigError(f"{self.oracle!r} is no expert{_nearest(self.oracle)}")
+        check_word(self.oracle)
+        scheme, _, rest = self.oracle.partition(":")
         return self._ours(KINDS[scheme], rest) if scheme in KINDS else self._plugin()
 
     def _ours(self, maker: str, *rest: str) -> Oracle:
@@ -123,7 +146,8 @@ class OracleSpec:
         from expert_oracle.remote import RemoteOracle  # gRPC only where it is used
 
         addresses = self.oracle.removeprefix(GRPC).split(",")
-        self._check_arguments(RemoteOracle, addresses)
+        own = "; arguments of the expert itself are given to `tutelage oracle serve`"
+        self._check_arguments(RemoteOracle, addresses, advice=own)
         with one_line(f"expert {self.oracle} cannot be made"):
             return RemoteOracle(addresses, **self.arguments)
 
@@ -131,13 +155,15 @@ class OracleSpec:
         try:
             with one_line(f"expert {self.oracle} cannot be loaded"):
                 value = plugins.load(self.oracle)
+        except plugins.NoModule as error:
+            raise ConfigError(f"expert {self.oracle!r}: {_similar(self.oracle) or error}") from None
         except ConfigError as error:
-            raise ConfigError(f"expert {self.oracle!r}: {error}{_similar(self.oracle)}") from None
+            raise ConfigError(f"expert {self.oracle!r}: {error}") from None
         oracle = self._make(value)
         if isinstance(oracle, Oracle):
             return oracle
         raise ConfigError(
-            f"expert {self.oracle} is a {type(oracle).__name__} without `act(obs)`; "
+            f"expert {self.oracle} is of type {type(oracle).__name__}, without `act(obs)`; "
             "give a class with that method, or a function of the observations"
         )
 
@@ -157,7 +183,7 @@ class OracleSpec:
         if self.arguments:
             raise ConfigError(f"expert {self.oracle} takes no arguments, got {', '.join(self.arguments)}")
 
-    def _check_arguments(self, function: Callable[..., Any], *positional: Any) -> None:
+    def _check_arguments(self, function: Callable[..., Any], *positional: Any, advice: str = "") -> None:
         """Raise ConfigError, naming the argument, unless `function` can be called with the arguments."""
         signature = inspect.signature(function)
         names = list(signature.parameters)[len(positional) :]
@@ -167,8 +193,26 @@ class OracleSpec:
             signature.bind(*positional, **self.arguments)
         except TypeError as error:
             unknown = [name for name in self.arguments if name not in names]
-            hint = plugins.did_you_mean(unknown[0], names) if unknown else "; set expert.arguments.NAME=VALUE"
+            missing = re.search("'(.*)'", str(error))
+            known = plugins.did_you_mean(unknown[0], names) + advice if unknown else ""
+            hint = known or f"; set {ARGUMENT}{missing[1] if missing else 'NAME'}=VALUE"
             raise ConfigError(f"expert {self.oracle}: {error}{hint}") from None
+
+
+def check_word(word: str) -> None:
+    """Raise ConfigError for a word that is none, or names a file that is not there; it imports nothing."""
+    scheme, separator, rest = word.partition(":")
+    if word.startswith(GRPC) or word in NAMED:
+        return
+    if scheme not in KINDS and (address := re.fullmatch(r"(?:\w+:/*)?([^:/\s]+:\d+)", word)):
+        raise ConfigError(f"{word!r} is no expert; did you mean '{GRPC}{address[1]}'?")
+    if not separator:
+        raise ConfigError(f"{word!r} is no expert{_nearest(word)}")
+    if scheme in FILES and not Path(rest).expanduser().is_file():
+        raise ConfigError(f"expert {word!r}: no such file: {Path(rest).expanduser().resolve()}")
+    path = Path(word.rpartition(":")[0]).expanduser()
+    if scheme not in KINDS and path.suffix == ".py" and not path.is_file():
+        raise ConfigError(f"expert {word!r}: no such file: {path.resolve()}")
 
 
 def known_words() -> list[str]:
@@ -188,10 +232,12 @@ def _nearest(word: str) -> str:
 
 
 def _similar(word: str) -> str:
-    """The same for a word of an unknown kind: only a near miss is worth mentioning."""
-    kinds = [f"{kind}:{word.partition(':')[2]}" for kind in KINDS]
-    near = plugins.did_you_mean(word, [*known_words(), *kinds, *NAMED])
-    return near if "did you mean" in near else ""
+    """What is wrong with a word of an unknown kind that is no module either; empty where none is near."""
+    kind, _, rest = word.partition(":")
+    if siblings := [name for name in NAMED if name.startswith(f"{kind}:")]:
+        return f"there is no such {kind}; known: {', '.join(siblings)}"
+    near = plugins.did_you_mean(word, [*known_words(), *(f"{known}:{rest}" for known in KINDS), *NAMED])
+    return f"no module named {kind!r}{near}" if "did you mean" in near else ""
 
 
 def described(oracle: Oracle, name: str) -> pb.DescribeReply | None:
@@ -284,7 +330,8 @@ def _check_keys(actions: Tree, keys: set[Any], kind: Any, who: str) -> None:
 def _fit_array(actions: Array, space: Any, N: int, who: str) -> Array:
     expected = (N, *space.shape)
     if actions.shape != expected:
-        raise OracleError(f"{who} returned shape {actions.shape}, expected {expected}")
+        every = " ".join(str(space).split())
+        raise OracleError(f"{who} returned shape {actions.shape}, expected {expected}: {N} of {every}")
     box = type(space).__name__ == "Box"
     if actions.dtype.kind not in ("fiu" if box else "iub"):
         wanted = "numbers" if box else "integers"

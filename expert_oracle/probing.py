@@ -51,7 +51,7 @@ def zeros(space: pb.Space, N: int) -> Tree:
 def ping(oracle: RemoteOracle) -> dict[str, Any]:
     """Who answers, its health, and the milliseconds that `Describe` takes there and back."""
     said = oracle.describe()
-    health, seconds = _run(_ping(oracle.addresses[0], oracle.access))
+    health, needless, seconds = _run(_ping(oracle.addresses[0], oracle.access))
     return {
         "address": oracle.addresses[0],
         "name": said.name,
@@ -60,28 +60,32 @@ def ping(oracle: RemoteOracle) -> dict[str, Any]:
         "observation_space": codec.space_text(said.observation_space),
         "action_space": codec.space_text(said.action_space),
         "health": health,
+        "needless_token": oracle.access.token_source() if needless else None,
         **latency(seconds),
     }
 
 
-async def _ping(address: str, access: ClientAccess) -> tuple[str, list[float]]:
+async def _ping(address: str, access: ClientAccess) -> tuple[str, bool, list[float]]:
     async with access.channel(address, CLIENT_OPTIONS) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         stub: Any = oracle_pb2_grpc.ExpertOracleStub(channel)
         names = access.metadata()
-        seconds = []
+        seconds, needless = [], False
         for _ in range(PINGS):
             start = time.perf_counter()
-            await stub.Describe(pb.DescribeRequest(), timeout=TIMEOUT_S, metadata=names)
+            call = stub.Describe(pb.DescribeRequest(), timeout=TIMEOUT_S, metadata=names)
+            await call
             seconds.append(time.perf_counter() - start)
-        return await _health(health), seconds
+            needless = dict(await call.trailing_metadata() or ()).get(codec.NEEDLESS) == "token"
+        return await _health(health), needless, seconds
 
 
 async def _health(stub: Any) -> str:
     try:
         reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
-        return f"unknown ({error.code().name})"
+        missing = error.code() == grpc.StatusCode.UNIMPLEMENTED
+        return "not offered" if missing else f"unknown ({error.code().name})"
     return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
 

@@ -146,6 +146,6 @@ def _length(obs: Tree) -> int:
 
 def _check_address(address: str) -> str:
     host, separator, port = address.strip().rpartition(":")
-    if not separator or not host or not port.isdigit():
-        raise ConfigError(f"expert address {address!r} is not of the form host:port")
+    if not separator or not host or "/" in host or not port.isdigit():
+        raise ConfigError(f"expert address {address!r} is not of the form HOST:PORT")
     return address.strip()

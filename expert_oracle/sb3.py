@@ -93,10 +93,10 @@ def load_sb3(
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state dictionary as arrays, and the JSON values of `data`."""
-    import torch
-
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
+    import torch
+
     try:
         with zipfile.ZipFile(file) as archive:
             data = json.loads(archive.read("data"))

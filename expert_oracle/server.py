@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +50,20 @@ MAX_RPCS = 4096
 """Streams and calls that are open at a time."""
 GRACE_S = 10.0
 OPEN = ServerAccess()
+REASONS = {
+    errno.EADDRINUSE: "the port is taken; choose another with {option}, e.g. 127.0.0.1:0 for any free one",
+    errno.EADDRNOTAVAIL: "this machine has no such address; 0.0.0.0 are all that it has",
+    errno.EACCES: "not permitted; ports below 1024 are not for everybody",
+}
 
 
 class ExpertOracleService:
     """The RPCs of `oracle.proto`."""
 
-    def __init__(self, description: pb.DescribeReply, desk: Desk) -> None:
+    def __init__(self, description: pb.DescribeReply, desk: Desk, *, asks_for_token: bool) -> None:
         self._description = description
         self._desk = desk
+        self._asks_for_token = asks_for_token
         self.figures = desk.figures
         self._memories = Memories()
         self._conversations: set[Conversation] = set()
@@ -63,6 +71,8 @@ class ExpertOracleService:
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
         self.figures.requests["Describe"] += 1
+        if not self._asks_for_token and "authorization" in dict(context.invocation_metadata()):
+            context.set_trailing_metadata(((codec.NEEDLESS, "token"),))
         return self._description
 
     async def Act(self, request: pb.ActRequest | None, context: Any) -> pb.ActReply:
@@ -154,7 +164,8 @@ async def start(
         oracle, max_batch=max_batch, max_delay_s=max_delay_s, max_waiting=max_waiting, figures=figures
     )
     space = description.observation_space if description.HasField("observation_space") else None
-    service = ExpertOracleService(description, Desk(batcher, space, figures))
+    desk = Desk(batcher, space, figures)
+    service = ExpertOracleService(description, desk, asks_for_token=bool(access.token_file))
     health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     server = _server(service, health_service, access, share_port)
     port = listen(server, address, access)
@@ -198,7 +209,7 @@ def _parsed(data: bytes) -> pb.ActRequest | None:
         return None
 
 
-def listen(server: grpc.aio.Server, address: str, access: ServerAccess) -> int:
+def listen(server: grpc.aio.Server, address: str, access: ServerAccess, *, option: str = "--address") -> int:
     """The port that it listens on. Raises OracleError where it cannot."""
     credentials = access.credentials()
     try:
@@ -206,7 +217,24 @@ def listen(server: grpc.aio.Server, address: str, access: ServerAccess) -> int:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise OracleError(f"cannot listen on {address}; is the port taken? ({error})") from None
+        bindable(address, option)
+        raise OracleError(f"cannot listen on {address}: {error}") from None
+
+
+def bindable(address: str, option: str = "--address") -> tuple[Any, ...]:
+    """What `getaddrinfo` says of `host:port`. OracleError, with what to do, where one cannot listen."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(found[0]) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(found[4])
+    except socket.gaierror as error:
+        raise OracleError(f"cannot listen on {address}: {host} is not known: {error.strerror}") from None
+    except (OSError, OverflowError) as error:
+        why = REASONS.get(getattr(error, "errno", 0), "").format(option=option)
+        raise OracleError(f"cannot listen on {address}: {why or error}") from None
+    return found
 
 
 def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.DescribeReply]:

@@ -156,18 +156,11 @@ async def _readable(file: int) -> None:
 
 def _reserve(address: str) -> socket.socket:
     """A socket that keeps the port from others, but not from the workers."""
-    host, _, port = address.rpartition(":")
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(found[0]) as alone:  # fails where somebody listens
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(found[4])
-        shared = socket.socket(found[0])
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind(found[4])
-        return shared
-    except (OSError, ValueError) as error:
-        raise OracleError(f"cannot listen on {address}; is the port taken? ({error})") from None
+    found = server.bindable(address)
+    shared = socket.socket(found[0])
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind(found[4])
+    return shared
 
 
 def _shifted(address: str, by: int) -> str:

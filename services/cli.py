@@ -14,6 +14,7 @@ import typer
 app = typer.Typer(
     name="tutelage",
     help="Train agents from people: demonstrations, an expert who answers, comparisons, praise.",
+    epilog="An error is one line; with `TUTELAGE_DEBUG=1` in the environment its traceback comes before it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,6 +49,19 @@ class RoleName(enum.Enum):
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A preset's name (`tutelage presets`) or a YAML file.")
+]
+OracleArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ORACLE",
+        help="`scripted:NAME`, `checkpoint:PATH`, `sb3:FILE`, `rllib:PATH`, `torchscript:FILE`, `onnx:FILE`, "
+        "`planner:cem`, `noisy:ORACLE`, `slow:ORACLE`, `watching:ORACLE`, `human`, `grpc://HOST:PORT`, "
+        "`module:attr` or `file.py:attr`: see `docs/experts.md`.",
+    ),
+]
+OracleArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="The expert's own arguments, e.g. `std=0.1`."),
 ]
 OverridesArgument = Annotated[
     list[str] | None,
@@ -85,7 +99,11 @@ def train(
     """
     from services.overrides import load_config
 
-    load_config(config, overrides or [])  # what is mistyped is said before the heavy imports
+    sections = load_config(config, overrides or [])  # what is mistyped is said before the heavy imports
+    if oracle := sections.get("expert", {}).get("oracle"):
+        from expert_oracle.loading import check_word
+
+        check_word(str(oracle))
     from services.commands import train_command
 
     _finish(train_command(config, overrides or [], run, quiet=as_json), as_json)
@@ -185,15 +203,12 @@ def doctor(
 
 @oracle_app.command("serve")
 def oracle_serve(
-    oracle: Annotated[
-        str, typer.Argument(help="`scripted:NAME`, `checkpoint:PATH`, `module:attr` or `file.py:attr`.")
-    ],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keyword arguments of the oracle.")
-    ] = None,
+    oracle: OracleArgument,
+    arguments: OracleArguments = None,
     env: Annotated[
-        str | None, typer.Option(help="The environment it is for; its spaces are announced.")
-    ] = None,
+        str,
+        typer.Option(metavar="ID", help="The environment it is for: its spaces are announced and held to."),
+    ] = "",
     address: Annotated[
         str, typer.Option(help="HOST:PORT to listen on; port 0 picks a free one.")
     ] = "127.0.0.1:50051",
@@ -235,12 +250,29 @@ def oracle_serve(
         log_format=log_format.value,
         access=ServerAccess(tls_cert, tls_key, client_ca, token_file),
         metrics_address=metrics_address,
-        env_id=env or "",
+        env_id=env,
         max_batch=max_batch,
         max_delay_s=max_delay_ms / 1e3,
         max_waiting=max_waiting,
         grace_s=grace_s,
     )
+
+
+@oracle_app.command("check")
+def oracle_check(
+    oracle: OracleArgument,
+    arguments: OracleArguments = None,
+    *,
+    env: Annotated[str, typer.Option(metavar="ID", help="The environment it is for.")],
+    states: Annotated[int, typer.Option(min=2, help="How many it is asked about.")] = 100,
+) -> None:
+    """Ask an expert about states of its environment: do the answers fit, is each due to its state alone?
+
+    Exit status 1 where something is to be mended; its line says what.
+    """
+    from services.oracle import check_command
+
+    raise typer.Exit(check_command(oracle, arguments or [], env_id=env, states=states))
 
 
 @oracle_app.command("ping")
@@ -377,13 +409,15 @@ def labeler_answer(
     Teachers compare clips by the environment's rewards (B-Pref); a judge is a language model that compares
     texts, `judge endpoint=http://HOST/v1 model=NAME`; an expert says what it would do, `checkpoint:cartpole`.
     """
+    from expert_oracle.loading import arguments_by_name
     from services.labeler.answering import answer_command
     from services.overrides import key_values
 
     def say(line: str) -> None:
         typer.echo(line, err=as_json)
 
-    _finish(answer_command(address, teacher, key_values(arguments or []), say), as_json)
+    with arguments_by_name():
+        _finish(answer_command(address, teacher, key_values(arguments or []), say), as_json)
 
 
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:
@@ -404,12 +438,13 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that a user can act on are one line and exit status 2."""
-    from tutelage.errors import TutelageError
+    from tutelage.errors import TutelageError, show_traceback
 
     warnings.showwarning = _one_line_warning
     try:
         app()
     except TutelageError as error:
+        show_traceback()
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
 

@@ -52,12 +52,15 @@ def doctor(
     console: Console | None = None,
 ) -> int:
     """Print all checks as a table; the exit status, 1 where something essential fails."""
-    console = console or Console()
-    checks = []
+    found = examine(oracle=oracle, dataset=dataset, labeler=labeler, start_ray=start_ray, runs=Path(runs))
+    return print_checks(found, console)
+
+
+def print_checks(found: Iterator[Check], console: Console | None = None) -> int:
+    """Do the checks and print them as a table; the exit status."""
+    console, checks = console or Console(), list[Check]()
     with console.status("checking") as status:
-        for check in examine(
-            oracle=oracle, dataset=dataset, labeler=labeler, start_ray=start_ray, runs=Path(runs)
-        ):
+        for check in found:
             checks.append(check)
             status.update(f"checked {check.name}")
     console.print(table(checks))

@@ -11,12 +11,15 @@ import numpy as np
 
 from expert_oracle import probing, server, workers
 from expert_oracle.access import ServerAccess
-from expert_oracle.loading import GRPC, OracleSpec
+from expert_oracle.loading import GRPC, OracleSpec, arguments_by_name
 from expert_oracle.metrics import event, log_to_stderr
 from expert_oracle.remote import RemoteOracle
+from services.doctor import print_checks
+from services.examination import examine, first_answer
 from services.overrides import key_values
 from tutelage.errors import ConfigError
-from tutelage.types import Array
+from tutelage.protocols import Oracle
+from tutelage.types import Array, EnvRecipe
 
 PATIENCE_S = 5.0
 
@@ -26,6 +29,7 @@ def serve_command(
     arguments: Sequence[str],
     *,
     address: str,
+    env_id: str,
     processes: int,
     log_format: Literal["text", "json"],
     access: ServerAccess,
@@ -38,12 +42,22 @@ def serve_command(
     log_to_stderr(log_format)
     if warning := access.warning(address):
         event(warning, logging.WARNING)
-    spec = OracleSpec(word, key_values(arguments))
+    spec, env = OracleSpec(word, key_values(arguments)), EnvRecipe(env_id) if env_id else None
     settings |= {"address": address, "name": word, "access": access, "metrics_address": metrics_address}
-    if processes == 1:
-        server.serve(spec.build(), **settings)
-    else:
-        workers.serve(spec.build, workers=processes, log_format=log_format, **settings)
+    with arguments_by_name():
+        if processes == 1:
+            server.serve(_tried(spec, env), env_id=env_id, **settings)
+        else:
+            make = partial(_tried, spec, env)
+            workers.serve(make, workers=processes, log_format=log_format, env_id=env_id, **settings)
+
+
+def _tried(spec: OracleSpec, env: EnvRecipe | None) -> Oracle:
+    """The expert. With an environment it has answered for a first state, so a broken one is found at once."""
+    oracle = spec.build(env)
+    if env is not None and not spec.asks_people:
+        first_answer(oracle, env, spec.oracle)
+    return oracle
 
 
 def _check_address(option: str, address: str) -> None:
@@ -52,10 +66,19 @@ def _check_address(option: str, address: str) -> None:
         raise ConfigError(f"{option}: {address!r} is not of the form HOST:PORT")
 
 
+def check_command(word: str, arguments: Sequence[str], *, env_id: str, states: int) -> int:
+    """`tutelage oracle check`: a table, and the exit status."""
+    with arguments_by_name():
+        return print_checks(
+            examine(OracleSpec(word, key_values(arguments)), EnvRecipe(env_id), states=states)
+        )
+
+
 def client(address: str, arguments: Sequence[str]) -> RemoteOracle:
     """A client of the service at `host:port`, with or without `grpc://` before it."""
     given = {"connect_timeout_s": PATIENCE_S} | key_values(arguments)
-    oracle = OracleSpec(GRPC + address.removeprefix(GRPC), given).build()
+    with arguments_by_name():
+        oracle = OracleSpec(GRPC + address.removeprefix(GRPC), given).build()
     assert isinstance(oracle, RemoteOracle)
     return oracle
 
@@ -63,10 +86,13 @@ def client(address: str, arguments: Sequence[str]) -> RemoteOracle:
 def ping_command(address: str, arguments: Sequence[str]) -> dict[str, Any]:
     """`tutelage oracle ping`."""
     said = probing.ping(client(address, arguments))
-    print(f"{said['address']} is {said['name']} (version {said['version']}), {said['health']}")
+    version = f" (version {said['version']})" if said["version"] else ""
+    print(f"{said['address']} is {said['name']}{version}, health: {said['health']}")
     print(f"for {said['env'] or 'an environment it does not name'}")
     print(f"acts from {said['observation_space']} to {said['action_space']}")
     print(f"there and back: {said['p50_ms']:g} ms, one in a hundred {said['p99_ms']:g} ms")
+    if said["needless_token"]:
+        print(f"it asks for no token, and was sent that of {said['needless_token']}")
     return said
 
 
@@ -76,8 +102,9 @@ def bench_command(
     """`tutelage oracle bench`."""
     oracle = client(address, arguments)
     rows = []
-    print(f"{'rpc':8} {'batch':>6} {'in flight':>10} {'labels/s':>12} {'p50 ms':>9} {'p99 ms':>9}")
     for row in _bench(oracle, batches, seconds, shape):
+        if not rows:
+            print(f"{'rpc':8} {'batch':>6} {'in flight':>10} {'labels/s':>12} {'p50 ms':>9} {'p99 ms':>9}")
         rows.append(row)
         figures = f"{row['labels_per_s']:12,.0f} {row['p50_ms']:9.3f} {row['p99_ms']:9.3f}"
         print(f"{row['rpc']:8} {row['batch']:6} {row['in_flight']:10} {figures}", flush=True)

@@ -148,7 +148,16 @@ def _without_section(config: Config, key: str, override: str) -> str:
         return f"{override!r}: {key} is a section; write {key}.KEY=VALUE"
     if found:
         return f"{override!r}: expected section.key=value; did you mean {found[0]!r}?"
-    return f"{override!r}: expected section.key=value; shorthands without a section: {', '.join(SHORTHANDS)}"
+    shorthands = f"shorthands without a section: {', '.join(SHORTHANDS)}"
+    return f"{override!r}: expected section.key=value; {_of_the_expert(config, override)}{shorthands}"
+
+
+def _of_the_expert(config: Config, override: str) -> str:
+    """Where it would go if it were an argument of the expert."""
+    oracle, whole = str(config.get("expert", {}).get("oracle") or ""), f"expert.arguments.{override}"
+    if oracle.startswith("grpc://"):
+        return f"{whole} is for the connection, the expert's own are given to `tutelage oracle serve`; "
+    return f"for the expert it is {whole}; " if oracle else ""
 
 
 def _merge(config: dict[str, Any], path: Sequence[str], value: Any) -> None:

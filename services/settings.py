@@ -152,7 +152,7 @@ def preflight(sections: Sections) -> TrainerConfig:
         if config.oracle_spec is not None and config.oracle_spec.asks_people:
             check_people(config.oracle_spec, env, config)
         elif config.oracle_spec is not None:
-            expert = config.oracle_spec.build()
+            expert = config.oracle_spec.build(config.env_recipe())
             check_expert(expert, env, obs, config)
             close(expert)
         if config.labeler_spec is not None:

@@ -126,9 +126,10 @@ class TrainerConfig(AlgorithmConfig):
         """Whom to ask.
 
         Args:
-            oracle: `grpc://host:port`, `checkpoint:PATH`, `scripted:NAME`, `human`, `module:attr` or
-                `file.py:attr`.
-            arguments: keyword arguments of the oracle, if it is a class.
+            oracle: the word of an expert: `scripted:NAME`, `checkpoint:PATH`, `sb3:FILE`, `rllib:PATH`,
+                `torchscript:FILE`, `onnx:FILE`, `planner:cem`, `noisy:WORD`, `slow:WORD`, `watching:WORD`,
+                `human`, `grpc://host:port`, `module:attr` or `file.py:attr`; see docs/experts.md.
+            arguments: its keyword arguments, as its row there has them.
             label_batch: states asked about in one call.
             max_unlabelled: rollouts of one runner that may wait for labels while it collects the next one.
         """

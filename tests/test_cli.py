@@ -158,6 +158,12 @@ BAD = {
     "a setting of RLlib's": (["ppo-cartpole", "training.gamma=0.9"], r"training\.gamma: .*use method\.gamma"),
     "seeds": (["dagger-cartpole", "seeds=0"], r"tune\.seeds: expected a whole number of at least 1, got 0"),
     "seeds with a bad key": (["dagger-cartpole", "seeds=2", "stop.round=1"], r"stop\.round: unknown key"),
+    "the expert's argument": (["dagger-cartpole", "gain=2"], "for the expert it is expert.arguments.gain=2"),
+    "a served expert's argument": (
+        ["dagger-cartpole", "expert.oracle=grpc://h:1", "gain=2"],
+        "expert.arguments.gain=2 is for the connection, .* `tutelage oracle serve`",
+    ),
+    "an expert's file": (["dagger-cartpole", "expert.oracle=sb3:none.zip"], "no such file: .*none.zip"),
     "no expert": (["dagger-cartpole", "expert.oracle=null"], r"needs an expert"),
     "no such expert": (["dagger-cartpole", "expert.oracle=scriptd:cartpole"], r"scripted"),
     "model": (

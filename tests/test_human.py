@@ -126,7 +126,7 @@ def test_the_word():
     assert isinstance(MemoryLabeler(), LabelerClient)
     np.testing.assert_array_equal(human.act(STATES), STATES.sum(1))
     for word, arguments, line in (
-        (f"human:{HERE}:Mute", {}, r"is a Mute without submit\(queries\) and wait\(ids, timeout_s\)"),
+        (f"human:{HERE}:Mute", {}, r"is of type Mute, without submit\(queries\) and wait\(ids, timeout_s\)"),
         (f"human:{HERE}:ready", {"batch": 0}, "human: batch=0 and answers_wanted=1 must be 1 or more"),
         (f"human:{HERE}:ready", {"timeout": 3}, "'timeout'; did you mean 'timeout_s'"),
         ("human:nobody", {}, "'nobody' is not of the form"),

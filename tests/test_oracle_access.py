@@ -115,10 +115,19 @@ def test_who_has_what_it_takes_is_let_in(pki, server, client):
 
 REFUSALS = [
     ("tokens", "plain", "UNAUTHENTICATED: this service asks for a token, and none was sent; give token_file"),
-    ("tokens", "wrong", "UNAUTHENTICATED: the token is not known to this service"),
+    (
+        "tokens",
+        "wrong",
+        "UNAUTHENTICATED: the token is not known to this service; it is that of the argument `token`",
+    ),
     ("expired", "ca", "its certificate is not trusted: certificate has expired"),
-    ("tls", "wrong ca", "its certificate is not trusted: unable to get local issuer certificate"),
-    ("elsewhere", "ca", "its certificate is not trusted: IP address mismatch"),
+    (
+        "tls",
+        "wrong ca",
+        "its certificate is not trusted: unable to get local issuer certificate; set ca=PATH",
+    ),
+    ("elsewhere", "ca", "its certificate is not trusted: IP address mismatch, certificate is not valid"),
+    ("elsewhere", "ca", "; set server_name=NAME to one that is in it"),
     ("mutual", "ca", "it asks for a client certificate"),
     ("mutual", "stranger", "it asks for a client certificate, by an authority it knows"),
     ("tls", "plain", "it speaks TLS: set tls=true, or ca=PATH"),
@@ -179,6 +188,14 @@ def test_the_token_comes_from_the_environment_or_a_file(pki, tmp_path, monkeypat
         asked(address)
 
 
+def test_a_wrong_token_names_its_source(monkeypatch):
+    assert ClientAccess(token_file="mine").token_source() == "token_file=mine"
+    assert ClientAccess(token="word").token_source() == "the argument `token`"
+    assert ClientAccess().token_source() == ""
+    monkeypatch.setenv("TUTELAGE_TOKEN", "word")
+    assert ClientAccess().token_source() == "the environment variable TUTELAGE_TOKEN"
+
+
 def test_new_tokens_and_certificates_are_taken_without_a_restart(pki, tmp_path):
     tokens, later = tmp_path / "tokens", Authority(tmp_path, "later")
     tokens.write_text("first\n")
@@ -213,9 +230,12 @@ def test_a_token_file_knows_its_tokens_only(pki):
         (lambda pki: ServerAccess(client_ca="x.pem"), "--client-ca needs TLS"),
         (
             lambda pki: ServerAccess(tls_cert="nowhere.pem", tls_key="k.pem"),
-            "nowhere.pem and k.pem: No such file",
+            "--tls-cert: cannot read nowhere.pem: No such file",
         ),
-        (lambda pki: ServerAccess(pki["tls"]["tls_cert"], pki["expired"]["tls_key"]), "not a pair"),
+        (
+            lambda pki: ServerAccess(pki["tls"]["tls_cert"], pki["expired"]["tls_key"]),
+            "not a certificate and its key",
+        ),
         (lambda pki: ServerAccess(token_file="nowhere"), "--token-file: cannot read nowhere: No such file"),
         (lambda pki: ServerAccess(token_file=os.devnull), "--token-file: /dev/null has no token"),
         (lambda pki: ClientAccess(cert="x.pem"), "give `cert` and `key`"),
@@ -228,8 +248,18 @@ def test_settings_that_cannot_be_are_refused(pki, make, words):
 
 
 def test_a_client_whose_files_are_missing_says_so():
-    with serving(FIRST_TWO) as address, pytest.raises(OracleError, match=r"nowhere\.pem: No such file"):
+    with (
+        serving(FIRST_TWO) as address,
+        pytest.raises(OracleError, match=r"ca: cannot read nowhere\.pem: No "),
+    ):
         asked(address, ca="nowhere.pem")
+
+
+def test_a_process_whose_file_is_missing_leaves_nothing_but_one_line():
+    command = [sys.executable, "-m", "services.cli", "oracle", "ping", "127.0.0.1:1", "ca=nowhere.pem"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: ca: cannot read nowhere.pem: No such file or directory\n"
 
 
 def test_a_service_that_others_can_reach_warns(pki):

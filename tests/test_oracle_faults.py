@@ -759,7 +759,10 @@ def test_workers_that_cannot_start_say_why():
     ):
         assert child.wait(30) == 2
         assert child.stderr is not None
-        assert f"cannot listen on 127.0.0.1:{port}; is the port taken?" in child.stderr.read()
+        assert (
+            f"cannot listen on 127.0.0.1:{port}: the port is taken; choose another with --address"
+            in child.stderr.read()
+        )
 
 
 def test_workers_leave_when_their_parent_is_killed():

@@ -11,6 +11,7 @@ from expert_oracle.loading import CheckedOracle, FunctionOracle, OracleSpec, che
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
 from tutelage.errors import ConfigError, OracleError
+from tutelage.types import EnvRecipe
 
 HERE = str(Path(__file__).with_name("oracles.py"))
 BOX, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.Discrete(3, start=1)
@@ -39,8 +40,12 @@ def test_a_spec_is_small_and_picklable():
         ("scripted:cartpol", {}, r"no scripted expert 'cartpol'; did you mean 'cartpole'\?"),
         ("script:cartpole", {}, r"no module named 'script'.*did you mean 'scripted:cartpole'\?"),
         ("scripted:cartpole", {"k": 1}, "takes no arguments, got k"),
-        (f"{HERE}:planner", {}, r"no attribute 'planner'; did you mean 'Planner'\?"),
-        (f"{HERE}:Planner", {}, "missing a required argument: 'horizon'"),
+        (f"{HERE}:planner", {}, r"no attribute 'planner'; did you mean 'Planner'\?$"),
+        (
+            f"{HERE}:Planner",
+            {},
+            "missing a required argument: 'horizon'; set expert.arguments.horizon=VALUE$",
+        ),
         (
             f"{HERE}:Planner",
             {"horizon": 1, "sed": 2},
@@ -48,10 +53,22 @@ def test_a_spec_is_small_and_picklable():
         ),
         (f"{HERE}:offset", {"bye": 2}, "unexpected keyword argument 'bye'"),
         (f"{HERE}:ready", {"horizon": 2}, "takes no arguments, got horizon"),
-        (f"{HERE}:Mute", {}, r"is a Mute without `act\(obs\)`"),
-        ("nowhere.py:f", {}, "no such file: .*nowhere.py"),
+        (f"{HERE}:Mute", {}, r"is of type Mute, without `act\(obs\)`"),
+        (f"{HERE}:__doc__", {}, r"is of type str, without `act\(obs\)`"),
+        ("nosuch.py:act", {}, "expert 'nosuch.py:act': no such file: /.*nosuch.py$"),
+        ("sb3:nosuch.zip", {}, "expert 'sb3:nosuch.zip': no such file: /.*nosuch.zip$"),
+        ("planner:foo", {}, "there is no such planner; known: planner:cem$"),
+        ("localhost:50", {}, "'localhost:50' is no expert; did you mean 'grpc://localhost:50'"),
+        ("grpc:localhost:50", {}, "did you mean 'grpc://localhost:50'"),
+        ("http://localhost:50", {}, "did you mean 'grpc://localhost:50'"),
         ("checkpoint:/nowhere", {}, "'/nowhere' is no file, no folder and no shipped expert"),
-        ("grpc://localhost", {}, "'localhost' is not of the form host:port"),
+        ("grpc://localhost", {}, "'localhost' is not of the form HOST:PORT"),
+        ("grpc://http://localhost:1", {}, "'http://localhost:1' is not of the form HOST:PORT"),
+        (
+            "grpc://localhost:1",
+            {"gain": 1},
+            "arguments of the expert itself are given to `tutelage oracle serve`",
+        ),
         (
             "grpc://localhost:1",
             {"deadline": 1},
@@ -87,6 +104,23 @@ def test_what_the_experts_own_code_raises_is_one_line_with_its_cause(tmp_path, w
     assert isinstance(info.value.__cause__, cause)
 
 
+def test_a_cause_that_has_no_line_is_shown_on_demand(monkeypatch, capsys):
+    expert = CheckedOracle(FunctionOracle(np.linalg.inv), BOX, "it")
+    for debug in ("", "1"):
+        monkeypatch.setenv("TUTELAGE_DEBUG", debug)
+        with pytest.raises(OracleError, match=r"LinAlgError: .*; TUTELAGE_DEBUG=1 shows the traceback$"):
+            expert.act(OBS)
+        assert ("Traceback" in capsys.readouterr().err) == bool(debug)
+
+
+def test_a_planner_looks_ahead_in_the_environment_that_there_is():
+    recipe = EnvRecipe("Pendulum-v1", {"g": 9.81})
+    for word in ("planner:cem", "noisy:planner:cem"):
+        assert OracleSpec(word).build(recipe).describe().env_id == "Pendulum-v1"  # type: ignore[attr-defined]
+    other = OracleSpec("planner:cem", {"env": "CartPole-v1"}).build(recipe)
+    assert other.describe().env_id == "CartPole-v1"  # type: ignore[attr-defined]
+
+
 def test_an_expert_that_cannot_describe_itself_is_named():
     with pytest.raises(OracleError, match="expert mypkg:Shy cannot describe itself: ZeroDivisionError: no i"):
         checked(OracleSpec(f"{HERE}:Shy").build(), BOX, BOX, "mypkg:Shy")
@@ -112,7 +146,7 @@ def test_good_answers_are_cast_and_clipped():
     [
         (np.array([[0, 0], [np.nan, 0], [0, np.nan], [np.nan] * 2]), BOX, "returned NaN for 3 of 4 states"),
         (np.array([[0, 0], [np.inf, 0], [0, 0], [0, 0]]), BOX, "returned infinity for 1 of 4 states"),
-        (np.zeros((4, 6)), BOX, r"returned shape \(4, 6\), expected \(4, 2\)"),
+        (np.zeros((4, 6)), BOX, r"shape \(4, 6\), expected \(4, 2\): 4 of Box\(-1.0, 1.0"),
         (np.zeros((3, 2)), BOX, r"returned shape \(3, 2\), expected \(4, 2\)"),
         (np.array([["a", "b"]] * 4), BOX, "returned <U1, expected numbers"),
         ([[1], [2, 3]], BOX, "returned something that is no array"),

@@ -148,6 +148,20 @@ def test_ping_says_who_is_there():
         assert said["observation_space"] == "Box(4,)"
         assert said["action_space"] == "Discrete(2)"
         assert 0 < said["p50_ms"] <= said["p99_ms"]
+        assert said["needless_token"] is None
+
+
+def test_ping_notices_a_token_that_nobody_asks_for():
+    with serving(FIRST_TWO) as address:
+        done = tutelage("ping", address, "token=word")
+        assert done.stdout.endswith("asks for no token, and was sent that of the argument `token`\n")
+        assert "is expert (version " in done.stdout
+
+
+def test_ping_says_that_health_is_not_offered(monkeypatch):
+    monkeypatch.setattr("expert_oracle.server.health_pb2_grpc.add_HealthServicer_to_server", lambda *_: None)
+    with serving(FIRST_TWO) as address:
+        assert ", health: not offered\n" in tutelage("ping", address).stdout
 
 
 def test_bench_measures_by_batch():
@@ -170,22 +184,39 @@ def test_ping_and_bench_refuse_in_one_line():
                 ["ping", nobody, "connect_timeout_s=0.5"],
                 f"no expert answers at grpc://{nobody}: tried for 0.5 s",
             ),
-            (["ping", "nowhere"], "expert address 'nowhere' is not of the form host:port"),
+            (["ping", "nowhere"], "expert address 'nowhere' is not of the form HOST:PORT"),
             (["ping", nobody, "tsl=true"], "did you mean 'tls'?"),
+            (["ping", "http://localhost:1"], "'http://localhost:1' is not of the form HOST:PORT"),
             (["bench", address], "serve it with --env, or give --shape"),
             (["bench", address, "--shape", "5;3"], "--shape: '5;3' is not of the form 17 or 84,84,3"),
         ):
             done = tutelage(*arguments)
             assert done.returncode == 2
-            assert done.stderr.count("\n") == 1
+            assert (done.stdout, done.stderr.count("\n")) == ("", 1)
             assert words in done.stderr
         assert tutelage("bench", address, "--shape", "5", "--seconds", "0.1").returncode == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--workers=2"]])
+def test_serving_tries_the_expert_and_names_its_arguments(options):
+    for word, words in (
+        ("tests/oracles.py:first_two", "returned shape (1, 2), expected (1, 1): 1 of Box(-2.0, 2.0"),
+        ("tests/oracles.py:Planner", "missing a required argument: 'horizon'; set horizon=VALUE"),
+    ):
+        command = [*SERVE, word, "--env", "Pendulum-v1", "--address", "127.0.0.1:0", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: expert {word}")
+        assert words in done.stderr
 
 
 def test_serving_refuses_what_cannot_be():
     for options, words in (
         (["--address", "nowhere"], "--address: 'nowhere' is not of the form HOST:PORT"),
         (["--tls-cert", "x"], "give --tls-cert and --tls-key"),
+        (["--address", "203.0.113.1:0"], "cannot listen on 203.0.113.1:0: this machine has no such address"),
+        (["--address", "203.0.113.1:0", "--workers=2"], "this machine has no such address"),
+        (["--env", "Pendulum-v1"], "scripted:cartpole: expert's action space Discrete(2) differs"),
     ):
         done = subprocess.run(
             [*SERVE, "scripted:cartpole", *options], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -25,6 +25,9 @@ PACKED_BYTES = 2**20
 CLIENT = "tutelage-client"
 """Metadata by which a client names itself."""
 
+NEEDLESS = "tutelage-needless"
+"""Metadata by which a service says what a client need not have sent: `token`."""
+
 _NAMES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in [*_NAMES, "float16", "float32", "float64"]}
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}

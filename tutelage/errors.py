@@ -1,5 +1,17 @@
 """Errors that a user can act on: each names what was wrong, where, and what to do."""
 
+import os
+import traceback
+
+DEBUG = "TUTELAGE_DEBUG"
+"""Environment variable; with 1 whatever ends as one line is preceded by its traceback."""
+
+
+def show_traceback() -> None:
+    """On stderr that of the exception that is being handled, for those who set TUTELAGE_DEBUG=1."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exc()
+
 
 class TutelageError(Exception):
     """Base of all errors that the command line prints as one line and a non-zero exit."""

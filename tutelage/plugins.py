@@ -16,6 +16,10 @@ from typing import Any
 from tutelage.errors import ConfigError
 
 
+class NoModule(ConfigError):
+    """A plug-in of a module that is not there."""
+
+
 def load(spec: str) -> Any:
     """The attribute that `spec` names, e.g. `mypkg.mpc:Planner` or `experts/expert.py:Expert`.
 
@@ -42,7 +46,7 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
-        raise ConfigError(f"no module named {name!r}; is it installed, or in PYTHONPATH?") from None
+        raise NoModule(f"no module named {name!r}; is it installed, or in PYTHONPATH?") from None
 
 
 def _load_file(path: Path) -> ModuleType:

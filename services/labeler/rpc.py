@@ -310,7 +310,7 @@ async def start(
     health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    port = listen(server, address, tls)
+    port = listen(server, address, tls, option="--grpc-address")
     await server.start()
     for served in ("", SERVICE):
         await health_service.set(served, health_pb2.HealthCheckResponse.SERVING)
