@@ -14,6 +14,7 @@ from websockets.typing import Origin
 
 from services.labeler.access import Access, Audit, Limiter, Person, Refused, secret_of
 from services.labeler.app import create_app
+from services.labeler.gate import COOKIE
 from services.labeler.serve import queue_name
 from tests.labelers import Page, page, served
 from tutelage.errors import ConfigError
@@ -302,6 +303,7 @@ def test_with_access_off_everybody_on_this_machine_is_in_and_nobody_else(tmp_pat
             "annotator": "you",
             "role": "operator",
             "csrf": "",
+            "labeler": running.access.mark,
             "run": tmp_path.name,
             "kinds": [],
             "answered": 0,
@@ -315,6 +317,9 @@ def test_with_access_off_everybody_on_this_machine_is_in_and_nobody_else(tmp_pat
         assert named.status_code == 403
         assert named.json()["detail"].startswith("Host: ")
         assert httpx.post(f"{running.url}/api/lease", json={}).status_code == 401
+        assert httpx.get(f"{running.url}/clips/x", cookies={COOKIE: "x.y"}).status_code == 401
+        store = running.labeling.queue._store
+        assert [key for key in store.keys() if b"session" in key] == []  # however often somebody comes
 
 
 def test_who_did_what_is_on_record(running, access):

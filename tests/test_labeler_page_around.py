@@ -33,7 +33,7 @@ from tests.browser import (
     sideways,
     stored,
 )
-from tests.labelers import served, texts
+from tests.labelers import Page, served, texts
 from tutelage.types import EnvRecipe, Query
 
 pytestmark = pytest.mark.skipif(
@@ -141,6 +141,87 @@ def test_an_answer_is_taken_back_and_given_otherwise(comes, ask, running):
     assert [meaning(answers[id]) for id in (first, *sorted(set(ids) - {first}))] == [CANNOT_TELL, LEFT, LEFT]
 
 
+def test_an_answer_whose_reply_was_lost_is_taken_back_from_the_service_too(comes, ask, running):
+    ids = ask(texts(2))
+    person = comes("ilse")
+    person.shown()
+    lost = []
+
+    def lose_the_first(route):
+        if lost:
+            return route.continue_()
+        lost.append(route.fetch())
+        return route.abort()
+
+    person.context.route("**/api/answer", lose_the_first)
+    first = person.answer(LEFT)
+    expect(person.page.get_by_role("button", name="unsent: 1")).to_be_visible()
+    unsent = person.page.evaluate("() => Object.keys(localStorage).filter(key => key.includes('unsent'))")
+    assert unsent == [f"tutelage-unsent:{running.access.mark}:ilse"]
+    assert meaning(stored(running)[first]) == LEFT
+    person.page.keyboard.press("z")
+    person.back(first)
+    assert person.answer(RIGHT) == first
+    person.answer(TIE)
+    person.sent()
+    answers = stored(running)
+    assert {meaning(answers[id]) for id in ids if id != first} == {TIE}
+    assert meaning(answers[first]) == RIGHT
+    person.forgive(OFFLINE)
+
+
+def test_what_can_no_longer_be_taken_back_is_said(comes, ask, running):
+    ask(texts(2))
+    person = comes("jens")
+    first = person.answer(LEFT)
+    person.sent()
+    running.labeling.queue.ban("jens")
+    person.page.keyboard.press("z")
+    expect(person.page.get_by_role("status")).to_contain_text("can no longer be taken back")
+    expect(person.page.locator(f'[data-question="{first}"]')).to_have_count(0)
+    person.forgive("status of 403")
+
+
+def test_a_question_whose_answer_was_refused_is_asked_again(comes, ask, running):
+    (id,) = ask(texts(1))
+    person = comes()
+    person.shown()
+    person.context.route(
+        "**/api/answer", lambda route: route.fulfill(status=422, json={"detail": "not so"}), times=1
+    )
+    person.page.keyboard.press(LEFT)
+    expect(person.page.get_by_role("status")).to_contain_text("not so")
+    person.back(id)
+    person.answer(RIGHT)
+    person.sent()
+    assert meaning(stored(running)[id]) == RIGHT
+    person.forgive("status of 422")
+
+
+def test_keys_are_known_by_their_places_where_the_letters_are_others(comes, ask, running):
+    ids = ask(texts(2))
+    person = comes()
+    page = person.page
+
+    def press(key, code):
+        page.evaluate("keys => dispatchEvent(new KeyboardEvent('keydown', keys))", {"key": key, "code": code})
+
+    first = person.answer(LEFT)
+    press("y", "KeyZ")  # a keyboard on which the two have changed places
+    assert person.shown() != first
+    press("я", "KeyZ")
+    person.back(first)
+    for _ in ids:
+        person.answer(LEFT)
+    (id,) = ask([asked_as("comparison-of-three")])
+    assert person.shown() == id
+    press("é", "Digit2")
+    page.locator(f'[data-question="{id}"]').wait_for(state="detached")
+    person.sent()
+    said = stored(running)[id]
+    assert said["value"][said["side_shown"][1]] == 1
+
+
 def test_a_held_key_answers_one_question(comes, ask, running):
     ids = ask(texts(3))
     person = comes()
@@ -208,6 +289,13 @@ def test_leases_are_kept_and_left_to_others_when_nobody_is_there(comes, ask):
     with person.page.expect_request("**/api/beat") as beat:
         person.page.clock.run_for(21_000)
     assert len(json.loads(beat.value.post_data or "")["questions"]) == 2
+    person.page.clock.run_for(4 * 60_000 + 20_000)
+    expect(person.page.get_by_text("Your questions go to others in 0:1")).to_be_visible()
+    person.page.evaluate(PAD)
+    person.page.evaluate("() => void (pad.buttons[0].pressed = true)")
+    person.page.clock.run_for(1000)
+    expect(person.page.get_by_text("Your questions go to others")).to_be_hidden()
+    person.page.evaluate("() => void (pad.buttons[0].pressed = pad.axes[0] = 0)")
     person.page.clock.run_for(5 * 60_000)
     expect(person.page.get_by_text("You were away")).to_be_visible()
     with person.page.expect_request("**/api/beat"):
@@ -253,6 +341,25 @@ def test_events_that_were_refused_are_listened_to_again(comes, ask):
     expect(person.page.get_by_text("offline")).to_be_visible()
     person.context.unroute("**/api/events")
     expect(person.page.get_by_text("offline")).to_be_hidden()
+    person.forgive("status of 503")
+
+
+def test_a_tab_says_when_there_is_a_question_and_how_long_it_is_used(comes, ask, running):
+    person = comes()
+    page, name = person.page, "halfcheetah"
+    expect(page).to_have_title(f"Waiting · {name}")
+    expect(page.get_by_text("Nothing is asked yet, or others are answering it.")).to_be_visible()
+    page.evaluate("() => { for (const k in sessionStorage) sessionStorage[k] -= 754000 }")
+    page.reload()
+    expect(page.get_by_role("timer", name="Time in this session")).to_have_text(re.compile("12:3|12:4"))
+    ask(texts(1))
+    expect(page).to_have_title(f"A question · {name}")
+    person.context.route("**/api/events", lambda route: route.fulfill(status=503, json={"detail": "not now"}))
+    page.reload()
+    expect(page.get_by_text(re.compile(r"offline; questions kept for 1:[12]\d"))).to_be_visible()
+    assert axe(page) == []
+    person.answer(LEFT)
+    expect(page.get_by_text("You have answered all that there are for you.")).to_be_visible()
     person.forgive("status of 503")
 
 
@@ -324,7 +431,7 @@ LOOPED = f"""() => {{
 }}"""
 
 
-def test_a_clip_that_cannot_be_played_is_said_and_passed_on(comes, ask, offscreen_gl):
+def test_a_clip_that_cannot_be_played_is_said_and_passed_on(comes, ask, running, offscreen_gl):
     ids = ask(cheetahs(1) + texts(1))
     person = comes()
     person.context.route("**/clips/*", lambda route: route.abort())
@@ -336,6 +443,13 @@ def test_a_clip_that_cannot_be_played_is_said_and_passed_on(comes, ask, offscree
     said = json.loads(given_back.value.post_data or "")
     assert said["question"] == ids[0]
     assert re.fullmatch(r"[0-9a-f]{64}\.mp4: cannot be played", said["broken"])
+    person.context.unroute("**/clips/*")
+    for name in ("karl", "lena"):
+        running.labeling.assign(name, 2)
+        running.labeling.give_back(ids[0], name, "not for me either")
+    assert running.labeling.queue.requeue(ids[0])
+    while person.shown() != ids[0]:
+        person.answer(LEFT)
     person.forgive(OFFLINE)
 
 
@@ -502,6 +616,9 @@ def test_operators_see_how_it_goes_and_do_something_about_it(comes, looked_after
     page.wait_for_function("() => document.querySelector('video').readyState >= 2")
     expect(page.get_by_role("row", name=re.compile("anna"))).to_contain_text("6")
     expect(page.get_by_text("its clip cannot be decoded").first).to_be_visible()
+    page.get_by_role("button", name="against labels").click()
+    expect(page.locator(".curve text").get_by_text("labels", exact=True)).to_be_visible()
+    page.get_by_role("button", name="against labels").click()
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
         assert axe(page) == []
@@ -513,7 +630,9 @@ def test_operators_see_how_it_goes_and_do_something_about_it(comes, looked_after
     expect(page.get_by_role("button", name="Drain")).to_be_visible()
     assert len(running.labeling.assign("dora", 1)) == 1
     page.get_by_role("row", name=re.compile("cleo")).get_by_role("button", name="Ban").click()
-    expect(page.get_by_role("row", name=re.compile("cleo")).get_by_role("button")).to_have_text("Ask again")
+    expect(page.get_by_role("row", name=re.compile("cleo")).get_by_role("button")).to_have_text(
+        ["Ask again", "Revoke"]
+    )
     page.locator(".dead").get_by_role("button", name="Ask again").click()
     expect(page.locator(".dead")).to_be_hidden()
     page.get_by_role("button", name="Make a link").click()
@@ -533,3 +652,24 @@ def test_operators_see_how_it_goes_and_do_something_about_it(comes, looked_after
     page.set_viewport_size(PHONE)
     assert sideways(page) == []
     assert axe(page) == []
+
+
+def test_operators_revoke_people_and_links(comes, looked_after, ask):
+    ask(texts(2), at=looked_after)
+    page = comes("olga", "operator", at=looked_after).page
+    guest = comes("gus", at=looked_after)
+    guest.answer(LEFT)
+    page.get_by_role("row", name=re.compile("gus")).get_by_role("button", name="Revoke").click()
+    expect(page.get_by_role("row", name=re.compile("gus"))).to_be_visible()  # the answers stay
+    guest.page.reload()
+    expect(guest.page.get_by_role("heading")).to_have_text("You need an invite")
+    guest.forgive("status of 401")
+    page.get_by_role("button", name="Make a link").click()
+    link = page.get_by_label("The link").input_value()
+    asks = page.locator("form", has=page.get_by_label("a name, or a link"))
+    for what, said in ((link, "Revoked."), ("nobody", "There was nothing to revoke.")):
+        asks.get_by_role("textbox").fill(what)
+        asks.get_by_role("button").click()
+        expect(asks.get_by_role("status")).to_have_text(said)
+    late = Page(looked_after.url).post("/api/session", json={"invite": link.split("/")[-1], "name": "x"})
+    assert late.status_code == 403

@@ -4,6 +4,7 @@ TUTELAGE_SCREENSHOTS=docs/images writes what the pages look like to that folder.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def test_a_person_takes_over_from_the_policy_by_keys(labeler, anna, run):
     page.keyboard.up("ArrowLeft")
     page.keyboard.press("n")
     expect(banner).to_have_text("POLICY")
+    page.get_by_role("button", name="Hold to take over").focus()
+    page.keyboard.press("Enter")
+    expect(banner).to_have_text(re.compile("YOU|ENDED"))
+    expect(page.get_by_role("button", name="Hold to take over", pressed=True)).to_be_visible()
+    page.keyboard.press(" ")
+    expect(page.get_by_role("button", name="Hold to take over", pressed=False)).to_be_visible()
+    page.get_by_role("button", name="Push left").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Push left", pressed=True)).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Push left", pressed=False)).to_be_visible()
     assert axe(page) == []
     page.goto("/")
     (path,) = (run.path / "labeler" / "corrections").glob("*.safetensors")

@@ -147,7 +147,7 @@ def test_agreement_times_and_taking_back(queue):
     assert row(statistics, "bert")["median_s"] == pytest.approx(4.0)
     assert report["answers_per_minute"] > 0
     assert statistics.known("anna") == 4
-    assert queue.undo("q1", "anna")
+    assert queue.undo("q1", "anna") == "undone"
     assert statistics.answered("anna") == 3
     answer(queue, "q1", "anna", [0, 1])
     assert statistics.report()["alpha"]["text"]["alpha"] == pytest.approx(1.0)

@@ -232,7 +232,7 @@ def test_an_answer_taken_back_takes_the_place_of_the_first(make):
     labeling.run_once()
     labeling.assign("anna")
     labeling.answer("q0", "anna", [1, 0], started_at=0.0)
-    assert labeling.undo("q0", "anna")
+    assert labeling.undo("q0", "anna") == "undone"
     assert labeling.beat("anna", ["q0", "q5"]) == ["q0"]
     labeling.answer("q0", "anna", [0, 1], started_at=0.0)
     heard = [(a.query_id, a.annotator, a.cannot_tell) for _, a in labeling.answers()[0]]

@@ -175,12 +175,12 @@ def test_an_answer_is_taken_back_and_given_again(queue):
     ask(queue)
     queue.lease("anna")
     _, first = queue.answer("q0", "anna", {"v": 1})
-    assert queue.undo("q0", "anna")
+    assert queue.undo("q0", "anna") == "undone"
     assert queue.lease("bert") == []
     assert queue.answer("q0", "anna", {"v": 2})[0] == "accepted"
     answer, undone, again = queue.events()[0]
     assert (answer.id, undone.type, undone.undoes, again.body) == (first, "undo", first, {"v": 2})
-    assert not queue.undo("q0", "bert")
+    assert queue.undo("q0", "bert") == "unknown"
 
 
 def test_what_is_broken_for_several_is_a_dead_letter_until_it_is_asked_again(queue):
@@ -231,7 +231,7 @@ def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):
     queue.ban("anna")
     with pytest.raises(ServiceError, match="anna is banned"):
         queue.lease("anna")
-    assert not queue.undo("q0", "anna")
+    assert queue.undo("q0", "anna") == "late"
     assert queue.answer("q1", "anna", {})[0] == "lost"
     assert ids(queue.lease("bert", n=5)) == ["q1", "q2"]
     queue.ban("anna", False)

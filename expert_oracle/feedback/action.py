@@ -65,7 +65,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """What gymnasium's pages call actions and observations, and the keys that lie at hand."""
-KEYS = "1234567890abcdefghijklmnopqstuvwy"  # not r, x and z, which the page needs itself
+KEYS = "1234567890abcdefghijklmopqstuvwy"  # not n, r, x and z, which the pages need themselves
 MOST_ACTIONS = len(KEYS)
 MOST_NUMBERS = 64
 GUIDE = [

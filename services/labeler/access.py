@@ -11,6 +11,7 @@ Invites, sessions and tokens are in the store by their SHA-256 only: who reads t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -148,11 +149,18 @@ class Access:
         self.audit.note("signed in", by=person.name, role=person.role, address=address)
         return session
 
-    def enter_as_you(self, address: str) -> tuple[str, Person]:
-        """A session for whoever comes, where access is off."""
+    def enter_as_you(self) -> tuple[str, Person]:
+        """A session for whoever comes, where access is off: signed, and kept nowhere."""
         assert self.off
-        person = Person(YOU, "operator")
-        return self._open(person, address), person
+        mark = secrets.token_urlsafe(16)
+        return f"{mark}.{self._signed('you', mark)}", Person(YOU, "operator")
+
+    def _is_you(self, session: str) -> bool:
+        mark, _, signature = session.partition(".")
+        return self.off and hmac.compare_digest(self._signed("you", mark).encode(), signature.encode())
+
+    def _signed(self, what: str, words: str) -> str:
+        return hmac.new(self._secret, f"{what}:{words}".encode(), hashlib.sha256).hexdigest()
 
     def person(self, session: str) -> Person | None:
         """Whose session it is; None for one that is not known or has ended."""
@@ -161,6 +169,8 @@ class Access:
 
     def trusted(self, session: str) -> Person | None:
         """As `person`, without a look into the store: None where that is needed."""
+        if self._is_you(session):
+            return Person(YOU, "operator")
         found = self._trusted.get(_digest(session))
         return found[0] if found is not None and time.monotonic() < found[1] else None
 
@@ -181,6 +191,12 @@ class Access:
         self._trusted.clear()
         self.audit.note("revoked", by=by, name=name, ended=ended)
         return ended  # type: ignore[return-value]
+
+    def uninvite(self, invite: str, *, by: str = "") -> bool:
+        """Let nobody else in by an invite; False where there was none."""
+        known = bool(self._store.delete(self._key("invite", invite)))
+        self.audit.note("took an invite back", by=by, known=known)
+        return known
 
     def has_people(self) -> bool:
         """Whether anybody has ever come in."""
@@ -217,7 +233,12 @@ class Access:
 
     def csrf(self, session: str) -> str:
         """What a page has to send along with everything that changes something."""
-        return hmac.new(self._secret, b"csrf:" + session.encode(), hashlib.sha256).hexdigest()
+        return self._signed("csrf", session)
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """Of this labeler: pages keep what is theirs by it, since others may have had the same address."""
+        return self._signed("mark", "")[:12]
 
     def is_csrf(self, session: str, given: str) -> bool:
         return hmac.compare_digest(self.csrf(session).encode(), given.encode())

@@ -36,7 +36,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
-from services.labeler.queue import Event, Outcome, Question, Queue, event_key
+from services.labeler.queue import Event, Outcome, Question, Queue, Undoing, event_key
 from tutelage.errors import TutelageError
 from tutelage.types import Answer, Array, Query
 
@@ -246,12 +246,12 @@ class Labeling:
             self._mixing.answered(annotator, question, kind_name, body)
         return outcome, event
 
-    def undo(self, question: str, annotator: str) -> bool:
-        """Take the annotator's answer back and lease it the question again; False where it is too late."""
-        undone = self.queue.undo(question, annotator)
-        if undone:
+    def undo(self, question: str, annotator: str) -> Undoing:
+        """As `Queue.undo`."""
+        became = self.queue.undo(question, annotator)
+        if became == "undone":
             self._mixing.undone(annotator, question)
-        return undone
+        return became
 
     def beat(self, annotator: str, ids: Sequence[str]) -> list[str]:
         """Keep these a while longer; returns those that the annotator still has."""

@@ -68,7 +68,8 @@ class Minted(BaseModel):
 
 
 class Revoking(BaseModel):
-    name: Name
+    name: Name = ""
+    invite: Name = ""
 
 
 class Point(BaseModel):
@@ -228,9 +229,12 @@ async def token(said: Minting, person: Operator, labeler: Labeler) -> Minted:
 
 @router.post("/revoke")
 async def revoke(said: Revoking, person: Operator, labeler: Labeler) -> Done:
-    """End all sessions and tokens of somebody."""
-    ended = await labeler.do(labeler.access.revoke, said.name, by=person.name)
-    return Done(done=ended > 0)
+    """End all sessions and tokens of somebody, or an invite: who came in by it stays."""
+    if bool(said.name) == bool(said.invite):
+        raise Refused(422, "name: give one, or an invite")
+    if said.invite:
+        return Done(done=await labeler.do(labeler.access.uninvite, said.invite, by=person.name))
+    return Done(done=await labeler.do(labeler.access.revoke, said.name, by=person.name) > 0)
 
 
 # Taking away

@@ -33,6 +33,7 @@ class Entered(BaseModel):
 
 class Me(Entered):
     csrf: str  # to be sent as X-Tutelage-CSRF with everything that changes something; empty for machines
+    labeler: str  # tells it from others that had the same address
     run: str
     kinds: list[str]
     answered: int
@@ -56,6 +57,7 @@ class Asked(BaseModel):
 
 class Leased(BaseModel):
     questions: list[Asked]
+    lease_s: float  # for which they are kept
     paused: bool
     open: int
     answered: int
@@ -85,6 +87,7 @@ class One(BaseModel):
 
 class Undone(BaseModel):
     undone: bool
+    late: bool  # it counts, and can no longer be taken back
 
 
 class Beating(BaseModel):
@@ -93,6 +96,7 @@ class Beating(BaseModel):
 
 class Kept(BaseModel):
     kept: list[str]
+    lease_s: float  # for which they are
 
 
 class GivingBack(One):
@@ -137,13 +141,14 @@ async def me_or_you(request: Request, response: Response, labeler: Labeler) -> M
     except Refused as refused:
         if not (labeler.access.off and refused.status == 401):
             raise
-        session, person = await labeler.do(labeler.access.enter_as_you, address(request))
+        session, person = labeler.access.enter_as_you()
         _set_cookie(request, response, session, labeler)
     queue = labeler.news.queue or await labeler.do(labeler.news.look)
     return Me(
         annotator=person.name,
         role=person.role,
         csrf="" if person.machine else labeler.access.csrf(session),
+        labeler=labeler.access.mark,
         run=labeler.name,
         kinds=list(feedback.kinds()),
         answered=await labeler.do(labeler.statistics.answered, person.name),
@@ -172,6 +177,7 @@ async def lease(said: Leasing, person: Annotator, labeler: Labeler) -> Leased:
             Asked(id=one.id, kind=one.kind, view=one.view, ends_at=one.ends_at, began_at=one.began_at)
             for one in assigned
         ],
+        lease_s=labeler.labeling.queue.lease_s,
         paused=queue["paused"],
         open=queue["open"],
         answered=labeler.statistics.known(person.name),
@@ -208,15 +214,15 @@ def _answer(said: Answering, person: Person, labeler: Service) -> tuple[Outcome,
 @router.post("/api/undo")
 async def undo(said: One, person: Annotator, labeler: Labeler) -> Undone:
     """Take an answer back; the question is leased to the annotator again."""
-    return Undone(undone=await labeler.do(labeler.labeling.undo, said.question, person.name))
+    became = await labeler.do(labeler.labeling.undo, said.question, person.name)
+    return Undone(undone=became == "undone", late=became == "late")
 
 
 @router.post("/api/beat")
 async def beat(said: Beating, person: Annotator, labeler: Labeler) -> Kept:
     """Keep questions a while longer."""
-    if not said.questions:
-        return Kept(kept=[])
-    return Kept(kept=await labeler.do(labeler.labeling.beat, person.name, said.questions))
+    kept = await labeler.do(labeler.labeling.beat, person.name, said.questions)
+    return Kept(kept=kept, lease_s=labeler.labeling.queue.lease_s)
 
 
 @router.post("/api/give_back")

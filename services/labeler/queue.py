@@ -29,6 +29,7 @@ BROKEN_LIMIT = 3
 """Annotators for whom a question has to be broken before nobody else is bothered."""
 MAX_BODY = 64 * 2**10  # bytes
 Outcome = Literal["accepted", "duplicate", "lost", "unknown"]
+Undoing = Literal["undone", "late", "unknown"]
 
 
 class Banned(ServiceError):
@@ -85,7 +86,7 @@ class Queue:
     def __init__(self, store: redis.Redis, name: str, *, lease_s: float = LEASE_S) -> None:
         self._store = store
         self._prefix = f"{{tutelage:{name}}}"
-        self._lease_ms = int(lease_s * 1000)
+        self.lease_s, self._lease_ms = lease_s, int(lease_s * 1000)
         self._load()
 
     def _load(self) -> None:
@@ -162,9 +163,12 @@ class Queue:
         outcome, event = self._call("answer", question, annotator, _json(body))
         return _text(outcome), _text(event)  # type: ignore[return-value]
 
-    def undo(self, question: str, annotator: str) -> bool:
-        """Take the annotator's answer back and lease it the question again; False where it is too late."""
-        return _text(self._call("undo", question, annotator, self._lease_ms)[0]) == "undone"
+    def undo(self, question: str, annotator: str) -> Undoing:
+        """Take the annotator's answer back and lease it the question again.
+
+        late: the answer counts, and the question is forgotten or the annotator banned. unknown: no answer.
+        """
+        return _text(self._call("undo", question, annotator, self._lease_ms)[0])  # type: ignore[return-value]
 
     def give_back(self, question: str, annotator: str, *, broken: str = "") -> bool:
         """Not this one. What is `broken`, and why, for several is a dead letter; False: it was not leased."""

@@ -132,8 +132,8 @@ class Calls:
         return pb.BeatReply(kept=kept)
 
     def Undo(self, request: pb.UndoRequest, caller: Caller) -> pb.UndoReply:
-        undone = self.labeling.undo(request.question, caller.annotator(request.annotator))
-        return pb.UndoReply(undone=undone)
+        became = self.labeling.undo(request.question, caller.annotator(request.annotator))
+        return pb.UndoReply(undone=became == "undone")
 
     def GiveBack(self, request: pb.GiveBackRequest, caller: Caller) -> pb.GiveBackReply:
         annotator = caller.annotator(request.annotator)

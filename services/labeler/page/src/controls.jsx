@@ -86,6 +86,13 @@ function Sliders({ control, shown, answer }) {
 }
 
 const DEAD_ZONE = 0.12;
+const HELD = 0.5; // more than a worn stick shows by itself
+
+/** Whether somebody has a gamepad in hand. */
+export const isPadHeld = () =>
+  (navigator.getGamepads?.() ?? []).some(
+    (pad) => pad?.axes.some((value) => Math.abs(value) >= HELD) || pad?.buttons.some((button) => button.pressed),
+  );
 
 /** Calls moved({axis: -1 … 1}) while a gamepad's sticks are held, and pressed() for its first button. */
 export function useGamepad(on, moved, pressed = () => {}) {

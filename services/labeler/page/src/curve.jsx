@@ -1,12 +1,17 @@
-// A learning curve with its interval, and the labels that it took.
+// A learning curve with its interval, over the steps or the labels that it took.
+
+import { useState } from "preact/hooks";
 
 const WIDTH = 560;
 const HEIGHT = 240;
 const EDGE = { left: 64, right: 16, top: 12, bottom: 40 };
 
 export function Curve({ points }) {
+  const [byLabels, setByLabels] = useState(false);
+  const labelled = points.length > 1 && points.every((point) => point.labels != null);
   if (points.length < 2) return <p class="none">No curve yet: it begins with the run's second validation.</p>;
-  const steps = points.map((point) => point.env_steps);
+  const along = byLabels && labelled ? "labels" : "env_steps";
+  const steps = points.map((point) => point[along]);
   const lows = points.map((point) => point.low ?? point.return_mean);
   const highs = points.map((point) => point.high ?? point.return_mean);
   const x = scale(Math.min(...steps), Math.max(...steps), EDGE.left, WIDTH - EDGE.right);
@@ -37,13 +42,20 @@ export function Curve({ points }) {
         <polygon class="band" points={band} />
         <polyline class="mean" points={line} />
         <text x={(EDGE.left + WIDTH - EDGE.right) / 2} y={HEIGHT - 4} text-anchor="middle">
-          environment steps
+          {along === "labels" ? "labels" : "environment steps"}
         </text>
         <text transform={`rotate(-90) translate(${-(HEIGHT - EDGE.bottom) / 2} 14)`} text-anchor="middle">
           return
         </text>
       </svg>
-      <figcaption>{words}.</figcaption>
+      <figcaption>
+        {words}.{" "}
+        {labelled && (
+          <button type="button" aria-pressed={byLabels} onClick={() => setByLabels(!byLabels)}>
+            against labels
+          </button>
+        )}
+      </figcaption>
     </figure>
   );
 }

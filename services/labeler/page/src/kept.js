@@ -27,3 +27,13 @@ export function remove(key) {
     // nothing was kept
   }
 }
+
+/** When this tab first asked for that, in ms since the epoch: the same after a reload. */
+export function since(name) {
+  try {
+    sessionStorage.setItem(name, sessionStorage.getItem(name) ?? Date.now());
+    return Number(sessionStorage.getItem(name));
+  } catch {
+    return Date.now();
+  }
+}

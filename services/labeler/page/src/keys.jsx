@@ -15,6 +15,16 @@ export function Key({ of }) {
   return <kbd>{NAMES[of] ?? (of.length === 1 ? of.toUpperCase() : of)}</kbd>;
 }
 
+const MARKS = { Comma: ",", Period: ".", Minus: "-", Equal: "=" };
+
+/** What a key may stand for, the likeliest first: what it writes, then what is at its place on a keyboard that
+    writes English, for those that write other letters, or have their digits elsewhere. */
+export function meant({ key = "", code = "" }) {
+  const written = [key, key.toLowerCase()];
+  if (key.length > 1 || /^[a-z]$/i.test(key)) return written; // also where letters have changed places
+  return [...written, MARKS[code] ?? code.replace(/^(Key|Digit)/, "").toLowerCase()];
+}
+
 /** Calls `bindings[key](event)` as long as `on`; not while a text is typed, nor again while it is held. */
 export function useKeys(bindings, on = true) {
   const latest = useRef(bindings);
@@ -27,7 +37,7 @@ export function useKeys(bindings, on = true) {
       if (at.matches?.("input:not([type=range]), textarea, select")) return;
       if (at.matches?.("input[type=range]") && event.key.startsWith("Arrow")) return;
       if (at.matches?.("button, a, summary") && (event.key === "Enter" || event.key === " ")) return;
-      const what = latest.current[event.key] ?? latest.current[event.key.toLowerCase()];
+      const what = latest.current[meant(event).find((key) => key in latest.current)];
       if (!what) return;
       event.preventDefault();
       if (!event.repeat) what(event);

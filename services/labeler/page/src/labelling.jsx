@@ -2,14 +2,17 @@
 
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 
-import { listen, post } from "./api.js";
+import { listen } from "./api.js";
+import { isPadHeld } from "./controls.jsx";
 import { Guide, wasGuided } from "./guide.jsx";
+import { since } from "./kept.js";
 import { Key, useFreeKeys, useKeys } from "./keys.jsx";
 import { Outbox } from "./outbox.js";
 import { Question } from "./question.jsx";
 import { Questions } from "./questions.js";
 
 const AWAY_MS = 5 * 60 * 1000; // without a key or a touch: the questions go to others
+const WARNED_MS = 30 * 1000; // before that
 const REMEMBERED = 20; // answers that can be taken back from here
 
 export function Labelling({ me, signedOut }) {
@@ -32,18 +35,29 @@ export function Labelling({ me, signedOut }) {
       setFault("");
       setState({ open: now.open, answered: now.answered, paused: now.paused });
     };
-    const outbox = new Outbox(me.annotator, {
+    const cannotTakeBack = (question, why) => {
+      setNotice(`That answer can no longer be taken back${why}.`);
+      questions.drop([question]);
+    };
+    const outbox = new Outbox(`${me.labeler}:${me.annotator}`, {
       changed: refresh,
-      delivered: (_, now) => {
+      delivered: ({ question, undo }, now) => {
+        if (undo && now.late) cannotTakeBack(question, "");
+        if (undo) return;
         setState((old) => ({ ...old, answered: Math.max(old.answered, now.answered) }));
         if (now.outcome === "lost") setNotice("That answer came too late: others had answered meanwhile.");
       },
-      refused: (_, error) => setNotice(`An answer was not taken: ${error.message}`),
+      refused: ({ question, undo }, error) => {
+        if (undo) return cannotTakeBack(question, `: ${error.message}`);
+        setNotice(`An answer was not taken: ${error.message}`);
+        given.current = given.current.filter((one) => one.id !== question);
+        questions.release(question);
+      },
       signedOut,
       elsewhere: (ids) => questions.drop(ids),
     });
     const questions = new Questions({
-      unsent: () => outbox.answers.map((one) => one.question),
+      unsent: () => outbox.questions,
       changed: refresh,
       said,
       failed,
@@ -74,7 +88,7 @@ export function Labelling({ me, signedOut }) {
     return () => clearTimeout(timer);
   }, [notice]);
 
-  useAway(
+  const leaves = useAway(
     () => {
       parts.current.questions.leave();
       setAway(true);
@@ -87,8 +101,14 @@ export function Labelling({ me, signedOut }) {
 
   const { outbox, questions } = parts.current ?? {};
   const list = questions?.list ?? [];
-  const unsent = outbox?.answers.length ?? 0;
+  const waiting = outbox?.waiting ?? [];
+  const answers = state.answered + waiting.filter((one) => !one.undo).length;
   const [first] = list;
+  const name = me.run || "Tutelage";
+
+  useEffect(() => {
+    document.title = `${first ? "A question" : "Waiting"} · ${name}`; // for who looks at another tab
+  }, [!first]);
 
   useEffect(() => {
     if (first && !wasGuided(first.kind)) setGuide(first);
@@ -99,21 +119,11 @@ export function Labelling({ me, signedOut }) {
     outbox.add(answer);
     questions.next();
   };
-  const undo = async () => {
-    const last = given.current.at(-1);
+  const undo = () => {
+    const last = given.current.pop();
     if (!last) return setNotice("There is no answer to take back.");
-    given.current = given.current.slice(0, -1);
-    if (outbox.remove(last.id)) return questions.again(last);
-    await outbox.settled();
-    if (outbox.remove(last.id)) return questions.again(last);
-    try {
-      const { undone } = await post("/api/undo", { question: last.id });
-      if (undone) questions.again(last);
-      else setNotice("That answer can no longer be taken back.");
-    } catch (error) {
-      given.current = [...given.current, last];
-      setNotice(error.message);
-    }
+    outbox.takeBack(last.id);
+    questions.again(last);
   };
   const canAct = !guide && !away;
   useFreeKeys();
@@ -122,21 +132,21 @@ export function Labelling({ me, signedOut }) {
   return (
     <>
       <header>
-        <strong>{me.run || "Tutelage"}</strong>
+        <strong>{name}</strong>
         <span class="figure">
-          <b>{state.answered + unsent}</b> answered
+          <b>{answers}</b> answered
         </span>
         <span class="figure">
           <b>{Math.max(state.open, list.length)}</b> open
         </span>
-        <Clock />
+        <Clock began={since(`tutelage-began:${me.labeler}:${me.annotator}`)} />
         <span class="space" />
-        {unsent > 1 || (unsent && outbox.fault) ? (
+        {waiting.length > 1 || (waiting.length && outbox.fault) ? (
           <button type="button" class="badge" onClick={outbox.retry} title={outbox.fault}>
-            unsent: {unsent}
+            unsent: {waiting.length}
           </button>
         ) : null}
-        {!connected && <span class="badge">offline</span>}
+        {!connected && <Offline kept={first && questions.keptUntil} />}
         <button type="button" onClick={undo} disabled={!given.current.length}>
           <Key of="z" /> Undo
         </button>
@@ -146,7 +156,7 @@ export function Labelling({ me, signedOut }) {
         {me.role === "operator" && <a href="/operator">Operator</a>}
       </header>
       <p class="unseen" aria-live="polite">
-        {first && `Question ${state.answered + unsent + 1}: ${first.view.prompt}`}
+        {first && `Question ${answers + 1}: ${first.view.prompt}`}
       </p>
       <main>
         {list.slice(0, 4).map((question, n) => (
@@ -165,6 +175,11 @@ export function Labelling({ me, signedOut }) {
       <p class="notice" role="status">
         {notice}
       </p>
+      {leaves !== null && !away && (
+        <p class="notice" role="timer">
+          Still there? Your questions go to others in {minutes(leaves)}.
+        </p>
+      )}
       {guide && <Guide kind={guide.kind} screens={guide.view.guide} done={() => setGuide(null)} />}
       {away && (
         <div class="curtain">
@@ -183,53 +198,78 @@ function Empty({ state, fault }) {
         <p>{fault} The page tries again by itself; answers that you gave are kept.</p>
       </div>
     );
+  const why = state.answered
+    ? "You have answered all that there are for you."
+    : "Nothing is asked yet, or others are answering it.";
   return (
     <div class="empty">
       <h1>{state.paused ? "Paused" : "No questions at the moment"}</h1>
       <p>
-        {state.paused ? "Whoever runs this has paused it." : "You have answered all that there are for you."} You can
-        leave this page open: the next question appears by itself.
+        {state.paused ? "Whoever runs this has paused it." : why} You can leave this page open: the next question
+        appears by itself, and the title of this tab says so.
       </p>
     </div>
   );
 }
 
-function Clock() {
-  const began = useRef(Date.now());
-  const [seconds, setSeconds] = useState(0);
+const minutes = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+
+function useSeconds(now) {
+  const latest = useRef(now);
+  latest.current = now;
+  const [seconds, setSeconds] = useState(now);
   useEffect(() => {
-    const timer = setInterval(() => setSeconds(Math.floor((Date.now() - began.current) / 1000)), 1000);
+    const timer = setInterval(() => setSeconds(latest.current()), 1000);
     return () => clearInterval(timer);
   }, []);
-  const two = (n) => String(n).padStart(2, "0");
+  return seconds;
+}
+
+function Clock({ began }) {
+  const seconds = useSeconds(() => Math.max(0, Math.floor((Date.now() - began) / 1000)));
   return (
     <span class="figure" role="timer" aria-label="Time in this session">
-      {Math.floor(seconds / 60)}:{two(seconds % 60)}
+      {minutes(seconds)}
     </span>
   );
 }
 
+/** kept: until when the questions here are not given to others, by performance.now(). */
+function Offline({ kept }) {
+  const seconds = useSeconds(() => Math.max(0, Math.ceil((kept - performance.now()) / 1000)));
+  return <span class="badge">offline{kept && seconds ? `; questions kept for ${minutes(seconds)}` : ""}</span>;
+}
+
+/** Calls leave() when nobody has done anything for long, and comeBack() when somebody does; the seconds until it
+    will leave, shortly before that, else null. */
 function useAway(leave, comeBack) {
   const calls = useRef({});
   calls.current = { leave, comeBack };
+  const [left, setLeft] = useState(null);
   useEffect(() => {
-    let timer = 0;
+    let at = Date.now();
     let gone = false;
     const here = () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => {
-        gone = true;
-        calls.current.leave();
-      }, AWAY_MS);
+      at = Date.now();
+      setLeft(null);
       if (gone) calls.current.comeBack();
       gone = false;
     };
-    here();
+    const look = () => {
+      if (isPadHeld()) here();
+      const ms = at + AWAY_MS - Date.now();
+      setLeft(ms < WARNED_MS ? Math.max(0, Math.ceil(ms / 1000)) : null);
+      if (ms > 0 || gone) return;
+      gone = true;
+      calls.current.leave();
+    };
+    const timer = setInterval(look, 200);
     const names = ["keydown", "pointerdown", "pointermove"];
     names.forEach((name) => addEventListener(name, here));
     return () => {
-      clearTimeout(timer);
+      clearInterval(timer);
       names.forEach((name) => removeEventListener(name, here));
     };
   }, []);
+  return left;
 }

@@ -47,7 +47,7 @@ function Drive({ control, send }) {
   };
   useKeys({ " ": () => hold(true), n: () => send({ restart: true }) });
   useEffect(() => {
-    const up = (event) => event.key === " " && hold(false);
+    const up = (event) => event.key === " " && !event.target.matches?.("button") && hold(false);
     const blur = () => hold(false);
     addEventListener("keyup", up);
     addEventListener("blur", blur);
@@ -65,6 +65,8 @@ function Drive({ control, send }) {
           onPointerDown={() => hold(true)}
           onPointerUp={() => hold(false)}
           onPointerLeave={() => hold(false)}
+          aria-pressed={holding}
+          onClick={(event) => event.detail === 0 && hold(!holding)} // Enter on this button: until the next
         >
           <Key of=" " />
           <span>Hold to take over</span>

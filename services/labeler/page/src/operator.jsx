@@ -203,6 +203,13 @@ function Annotators({ figures, act }) {
                 <td>
                   <button type="button" onClick={() => act("ban", { annotator: one.name, banned: !one.banned })}>
                     {one.banned ? "Ask again" : "Ban"}
+                  </button>{" "}
+                  <button
+                    type="button"
+                    title="End the sessions and tokens"
+                    onClick={() => act("revoke", { name: one.name })}
+                  >
+                    Revoke
                   </button>
                 </td>
               </tr>
@@ -293,7 +300,32 @@ function Invites({ act }) {
           </button>
         </p>
       )}
+      <Revoke act={act} />
     </section>
+  );
+}
+
+/** Of those who have not answered, and of links that went to the wrong people. */
+function Revoke({ act }) {
+  const [what, setWhat] = useState("");
+  const [said, setSaid] = useState("");
+  const revoke = async (event) => {
+    event.preventDefault();
+    const invite = what.split("/invite/")[1];
+    const revoked = await act("revoke", invite ? { invite } : { name: what.trim() });
+    if (!revoked) return;
+    setSaid(revoked.done ? "Revoked." : "There was nothing to revoke.");
+    if (revoked.done) setWhat("");
+  };
+  return (
+    <form class="row" onSubmit={revoke}>
+      <label>
+        <span>a name, or a link</span>
+        <input required value={what} onInput={(event) => setWhat(event.currentTarget.value)} />
+      </label>
+      <button type="submit">Revoke</button>
+      <small role="status">{said}</small>
+    </form>
   );
 }
 

@@ -6,7 +6,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { useGamepad } from "./controls.jsx";
-import { Key, useKeys } from "./keys.jsx";
+import { Key, meant, useKeys } from "./keys.jsx";
 
 const CONNECTING = { state: "connecting", step: 0 };
 
@@ -63,17 +63,14 @@ export function useActions(control, on, send) {
   };
   useEffect(() => {
     if (!on) return;
+    const keyOf = (event) => meant(event).find((key) => key in (control.keys ?? {}));
     const press = (event) => {
-      if (!control.keys || !(event.key in control.keys) || event.repeat) return;
+      const key = keyOf(event);
+      if (key === undefined || event.repeat) return;
       event.preventDefault();
-      held.current = [...held.current.filter((key) => key !== event.key), event.key];
-      tell();
+      hold(key);
     };
-    const release = (event) => {
-      if (!held.current.includes(event.key)) return;
-      held.current = held.current.filter((key) => key !== event.key);
-      tell();
-    };
+    const release = (event) => held.current.includes(keyOf(event)) && letGo(keyOf(event));
     const leave = () => {
       held.current = [];
       tell();
@@ -105,7 +102,8 @@ export function useActions(control, on, send) {
     held.current = held.current.filter((one) => one !== key);
     tell();
   };
-  return { down, hold, letGo, move };
+  const turn = (key) => (held.current.includes(key) ? letGo(key) : hold(key)); // by Enter on its button
+  return { down, hold, letGo, turn, move };
 }
 
 /** The keys of a control as buttons that can be held, or its sliders. */
@@ -135,9 +133,11 @@ export function Handles({ control, actions }) {
           key={key}
           type="button"
           class={`choice ${actions.down.includes(key) ? "held" : ""}`}
+          aria-pressed={actions.down.includes(key)}
           onPointerDown={() => actions.hold(key)}
           onPointerUp={() => actions.letGo(key)}
           onPointerLeave={() => actions.letGo(key)}
+          onClick={(event) => event.detail === 0 && actions.turn(key)}
         >
           <Key of={key} />
           <span>{control.labels?.[key] ?? `Action ${control.keys[key]}`}</span>

@@ -9,12 +9,14 @@ const AFTER_MS = 300;
 const MOST = 16; // that the service leases to one annotator
 
 export class Questions {
-  /** changed(): the list is another; said(state): {open, answered, paused}; failed(fault) */
+  /** unsent(): questions whose answers, or taking back, the service is not told yet; changed(): the list is
+      another; said(state): {open, answered, paused}; failed(fault); lost(): what was shown is somebody else's */
   constructor({ unsent, changed, said, failed, lost }) {
     this.list = [];
     this.answered = new Set(); // given here: they are not shown again should a lease still name them
     this.told = { unsent, changed, said, failed, lost };
-    this.asking = false;
+    this.asking = null; // a request for questions
+    this.keptUntil = 0; // by performance.now()
     this.away = false;
     this.beats = setInterval(() => this.beat(), BEAT_MS);
     this.looks = setInterval(() => !this.list.length && this.refill(), EMPTY_MS);
@@ -28,11 +30,17 @@ export class Questions {
 
   async refill() {
     if (this.asking || this.away || this.list.length > AHEAD) return;
-    this.asking = true;
+    this.asking = this.ask();
+    await this.asking;
+    this.asking = null;
+  }
+
+  async ask() {
     try {
       const waiting = this.told.unsent();
       const n = Math.min(MOST, AHEAD + 1 + waiting.length);
       const said = await post("/api/lease", { n });
+      this.keptUntil = performance.now() + 1000 * said.lease_s;
       const known = new Set([...this.list.map((one) => one.id), ...waiting, ...this.answered]);
       const more = said.questions.filter((one) => !known.has(one.id));
       this.list = [...this.list, ...more];
@@ -40,9 +48,14 @@ export class Questions {
       this.told.changed();
     } catch (fault) {
       this.told.failed(fault);
-    } finally {
-      this.asking = false;
     }
+  }
+
+  /** This one may be shown again: the service has no answer to it, and does not lease it if it shall not be. */
+  async release(id) {
+    await this.asking; // it may name it for the last time
+    this.answered.delete(id);
+    this.refill();
   }
 
   /** These have been answered in another tab. */
@@ -77,13 +90,17 @@ export class Questions {
     if (!one) return;
     this.next();
     await post("/api/give_back", { question: one.id, broken }).catch(this.told.failed);
+    this.release(one.id);
   }
 
   async beat() {
     if (!this.list.length || this.away) return;
-    const ids = this.list.map((one) => one.id);
+    const untold = this.told.unsent(); // taken back, and not leased again before the service knows
+    const ids = this.list.map((one) => one.id).filter((id) => !untold.includes(id));
+    if (!ids.length) return;
     try {
-      const { kept } = await post("/api/beat", { questions: ids });
+      const { kept, lease_s } = await post("/api/beat", { questions: ids });
+      this.keptUntil = performance.now() + 1000 * lease_s;
       const gone = new Set(ids.filter((id) => !kept.includes(id)));
       if (!gone.size) return;
       const shown = this.list[0]?.id;
