@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,6 +69,14 @@ def interleaved(*sides: Callable[[], object], repeats: int = 5) -> tuple[float, 
     """Median CPU seconds of each side, called in turns; one more turn before them warms up."""
     turns = [[cpu_seconds(side) for side in sides] for _ in range(repeats + 1)][1:]
     return tuple(statistics.median(seconds) for seconds in zip(*turns, strict=True))
+
+
+def trained(folder: Path, command: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """The summaries of `tutelage train COMMAND seeds=N` in this folder; what is there already counts."""
+    if not (folder / "summary.json").is_file():
+        cli = [sys.executable, "-m", "services.cli", "train", *command, f"seeds={seeds}"]
+        subprocess.run([*cli, "--run", str(folder), "--json"], check=True, stdout=subprocess.DEVNULL)
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/summary.json"))]
 
 
 Bench = Callable[[], Iterable[Row]]

@@ -8,8 +8,6 @@ the expert. The figures of docs/dagger-variants.md.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.common import trained
 from services.report import iqm_ci95, plot
 
 RULES: Mapping[str, list[str]] = {
@@ -73,15 +72,9 @@ def measure(name: str, rule: str, seeds: int, runs: Path) -> Line:
     """Train all seeds by the command line, if they are not there yet, and sum up."""
     task = TASKS[name]
     folder = runs / f"{name}-{'-'.join(''.join(c if c.isalnum() else ' ' for c in rule).split())}"
-    if not (folder / "summary.json").is_file():
-        expert = f"watching:{task.expert}" if rule == "hg_dagger" else task.expert
-        settings = ["stop.expert_labels=null", f"stop.env_steps={task.env_steps}", f"expert.oracle={expert}"]
-        command = [task.preset, *RULES[rule], *task.overrides, *settings, f"seeds={seeds}"]
-        cli = [sys.executable, "-m", "services.cli", "train", *command, "--run", str(folder), "--json"]
-        subprocess.run(cli, check=True, stdout=subprocess.DEVNULL)
-    return line(
-        name, rule, [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/summary.json"))]
-    )
+    expert = f"watching:{task.expert}" if rule == "hg_dagger" else task.expert
+    settings = ["stop.expert_labels=null", f"stop.env_steps={task.env_steps}", f"expert.oracle={expert}"]
+    return line(name, rule, trained(folder, [task.preset, *RULES[rule], *task.overrides, *settings], seeds))
 
 
 def line(name: str, rule: str, summaries: list[dict[str, Any]]) -> Line:
