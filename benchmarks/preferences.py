@@ -22,8 +22,10 @@ import typer
 
 from benchmarks.common import trained
 from expert_oracle.synthetic import NAMES
+from learner.methods.ppo import PPO
 from learner.pairs import WAYS
 from learner.reward_learner import SCHEDULES
+from services.overrides import load_config, to_yaml
 from services.report import iqm_ci95
 
 Answers = Mapping[str, list[str]]
