@@ -28,6 +28,7 @@ from tutelage.types import Answer, Array, Query, Rollout
 
 KIND = "comparison"
 FIRST_PASSES = 5  # times as many when there was no reward before
+MOST_ANSWERS = 100_000  # that a refit goes through, all passes together: many answers need few passes
 PER_ROLLOUT = 0.25  # segments cut of a rollout, as a share of the candidates
 TARGET = 0.75  # accuracy at which the schedule `accuracy` asks as often as `constant`
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -183,6 +184,7 @@ class RewardLearner:
             if np.isfinite(accuracy):
                 counts["reward_accuracy"] = accuracy
         passes = one.passes * (1 if self.ready else FIRST_PASSES)
+        passes = max(1, min(passes, MOST_ANSWERS // answers))
         found = self.model.fit(compared, passes=passes, seed=answers)
         self.fitted = answers
         self.figures |= counts | {

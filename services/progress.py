@@ -24,7 +24,10 @@ from rich.text import Text
 
 Figures = Mapping[str, Any]
 
-COUNTERS = {"rounds": "round", "env_steps": "env_steps", "expert_labels": "expert_labels", "wall_s": "wall_s"}
+COUNTERS = {
+    **{name: name for name in ("env_steps", "expert_labels", "comparisons", "wall_s")},
+    "rounds": "round",
+}
 """Stop criteria whose progress is a counter, by the figure that counts."""
 
 
@@ -216,7 +219,8 @@ _all_steps = _plain("env_steps", _whole)
 
 
 def _beta(figures: Figures) -> str:
-    value = _number(figures, "beta")
+    """Nothing where there is no expert to act."""
+    value = _number(figures, "beta") if "expert_labels" in figures else None
     return "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
@@ -246,6 +250,8 @@ CELLS: dict[str, Callable[[Figures], str]] = {
     "β": _beta,
     "|D|": _plain("dataset", _whole),
     "labels": _plain("expert_labels", _whole),
+    "comparisons": _plain("comparisons", _whole),
+    "foreseen": _plain("reward_accuracy", "{:.0%}".format),
     "steps": _steps,
     "steps/s": _pace,
     "loss": _plain("loss", "{:.3g}".format),
@@ -255,7 +261,7 @@ CELLS: dict[str, Callable[[Figures], str]] = {
 }
 """Columns by their heading; one that has never had a value is not shown."""
 
-DISPENSABLE = ("training", "steps/s", "|D|", "best", "steps", "β", "loss")
+DISPENSABLE = ("training", "steps/s", "foreseen", "|D|", "best", "steps", "β", "loss")
 """What a narrow terminal goes without, first to last."""
 
 STYLES = {"round": "bold", "validation": "cyan", "best": "green"}

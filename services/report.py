@@ -171,6 +171,7 @@ class Row:
     labels: int | None = None  # asked of the expert
     env_steps: int | None = None
     seeds: int = 1
+    comparisons: int = 0
 
 
 def rows(groups: Groups) -> list[Row]:
@@ -190,10 +191,11 @@ def _row(label: str, env: str, runs: Sequence[Run]) -> Row | None:
     if not finals:
         return None
     mean, lo, hi = finals[0] if len(finals) == 1 else (float(v) for v in iqm_ci95([f[0] for f in finals]))
-    labels, steps = (
-        round(np.mean([run.last(key) for run in runs])) for key in ("expert_labels", "env_steps")
+    labels, steps, comparisons = (
+        round(np.mean([run.last(key) for run in runs]))
+        for key in ("expert_labels", "env_steps", "comparisons")
     )
-    return Row(label, env, mean, lo, hi, labels, steps, len(finals))
+    return Row(label, env, mean, lo, hi, labels, steps, len(finals), comparisons)
 
 
 def _reference(runs: Iterable[Run], name: str) -> tuple[float, float | None, float | None] | None:
@@ -209,13 +211,15 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """A table for the terminal."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     several_envs, seeds = len({row.env for row in rows}) > 1, any(row.seeds > 1 for row in rows)
+    compared = [_count(row.comparisons) if row.comparisons else "" for row in rows]
     columns = {
         "environment": [row.env for row in rows] if several_envs else None,
         "": [row.name for row in rows],
         "return": [f"{row.mean:,.1f}" for row in rows],
         "95 % interval": [_interval(row) for row in rows],
         "seeds": [str(row.seeds) if row.labels is not None else "" for row in rows] if seeds else None,
-        "expert labels": [_count(row.labels) for row in rows],
+        "expert labels": [_count(row.labels) for row in rows] if any(row.labels for row in rows) else None,
+        "comparisons": compared if any(compared) else None,
         "env steps": [_count(row.env_steps) for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if cells is not None}
