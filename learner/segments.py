@@ -106,7 +106,7 @@ class SegmentPool:
             elif known_seed != seed or sum(map(len, before)) != episodes.offset[i]:
                 continue
             if not episodes.done[i]:
-                self._begun[runner, slot] = seed, [*before, rollout.actions[start:end, slot]]
+                self._begun[runner, slot] = seed, [*before, rollout.actions[start:end, slot].copy()]
             earlier = np.concatenate(before) if before else rollout.actions[:0, slot]
             terminated = bool(episodes.done[i] and rollout.terminated[end - 1, slot])
             if rollout.valid is None or rollout.valid[start:end, slot].all():
