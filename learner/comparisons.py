@@ -5,16 +5,16 @@
     comparisons.hear(answers)            # and so are the answers, each annotator's last one to a question
     model.fit(comparisons.compared())
 
-A column of the segments is a file of records, one after the other, and a line of `index.jsonl` says that a
-question is whole, or what somebody answered: what a crash left behind the last line is overwritten. Rows are
-read as they are needed.
+A column of the segments is a file of records, one after the other, and so are the actions of their episodes
+before them, as many as there are. A line of `index.jsonl` says that a question is whole, or what somebody
+answered: what a crash left behind the last line is overwritten. Rows are read as they are needed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from learner.reward_model import Compared
 from tutelage.errors import DatasetError
 from tutelage.types import Answer, Array, EnvRecipe, Query, Segment
 
-INDEX = "index.jsonl"
+INDEX, PREFIXES = "index.jsonl", "prefixes.bin"
 
 
 class Comparisons:
@@ -37,7 +37,8 @@ class Comparisons:
         self._columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._structure: Any = None
         self._rows: dict[str, int] = {}  # question -> its row, in order
-        self._asked: list[Mapping[str, Any]] = []  # what makes a row a question again
+        self._lines: list[int] = []  # where in the index is what makes a row a question again
+        self._prefixes_size = 0
         self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
         self._read()
 
@@ -72,7 +73,8 @@ class Comparisons:
         for answer in answers:
             key = (answer.query_id, answer.annotator)
             weights = None if answer.cannot_tell else [float(weight) for weight in answer.value]
-            if answer.query_id not in self._rows or {**self._answers, **new}.get(key, ()) == weights:
+            known = new[key] if key in new else self._answers.get(key, ())
+            if answer.query_id not in self._rows or known == weights:
                 continue
             new[key] = weights
             lines.append(
@@ -106,6 +108,10 @@ class Comparisons:
         """Who answered, an entry for each comparison of `compared()`."""
         return [annotator for _, annotator in self._decided()]
 
+    def rewards(self) -> Array:
+        """The environment's own [Q, K, L] in the segments of all questions: to report, not to learn from."""
+        return self._arrays()["rewards"]
+
     def _decided(self) -> Iterable[tuple[str, str]]:
         return (key for key, weights in self._answers.items() if weights is not None)
 
@@ -132,22 +138,32 @@ class Comparisons:
         return obs[0] if self._structure is None else tree.unflatten_as(self._structure, obs)
 
     def _query(self, id: str, row: int) -> Query:
-        arrays, said = self._arrays(), self._asked[row]
+        arrays, said = self._arrays(), self._said(row)
         options = [
             Segment(
                 obs=tree.map_structure(lambda x, k=k: np.array(x[row, k]), self._obs(arrays)),
                 actions=np.array(arrays["actions"][row, k]),
                 recipe=EnvRecipe(**one["recipe"]),
                 seed=one["seed"],
-                prefix=np.array(one["prefix"], arrays["actions"].dtype).reshape(
-                    -1, *arrays["actions"].shape[3:]
-                ),
+                prefix=self._prefix(*one["prefix"]),
                 rewards=np.array(arrays["rewards"][row, k]) if one["rewards"] else None,
                 played=one["played"],
             )
             for k, one in enumerate(said["options"])
         ]
         return Query(id, said["kind"], options, said["context"], said["priority"], said["wanted"])
+
+    def _said(self, row: int) -> Mapping[str, Any]:
+        """The index's line about a row."""
+        with (self.path / INDEX).open("rb") as file:
+            file.seek(self._lines[row])
+            return json.loads(file.readline())
+
+    def _prefix(self, at: int, steps: int) -> Array:
+        """The actions [steps, ...] that lie there."""
+        dtype, (_, _, *shape) = self._columns["actions"]
+        flat = np.fromfile(self.path / PREFIXES, dtype, steps * int(np.prod(shape, dtype=int)), offset=at)
+        return flat.reshape(steps, *shape)
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.bin"
@@ -164,14 +180,16 @@ class Comparisons:
             if (found := {name: (x.dtype, x.shape) for name, x in row.items()}) != self._columns:
                 raise DatasetError(f"{self.path}: query {query.id} is of {found}, the others {self._columns}")
         data = {name: b"".join(row[name].tobytes() for row in rows) for name in self._columns}
-        lines = [_asked(query) for query in new]
+        dtype, _ = self._columns["actions"]
+        prefixes = [np.asarray(one.prefix, dtype).tobytes() for query in new for one in query.options]
+        starts = iter(np.cumsum([self._prefixes_size, *map(len, prefixes)]).tolist())
+        lines = [_asked(query, starts) for query in new]
         if not self._rows:
             columns = {name: [dtype.str, list(shape)] for name, (dtype, shape) in self._columns.items()}
             lines[0] |= {"columns": columns, "structure": self._structure}
-        self._write(data, lines)
-        for query, line in zip(new, lines, strict=True):
+        self._lines += self._write(data, lines, b"".join(prefixes))
+        for query in new:
             self._rows[query.id] = len(self._rows)
-            self._asked.append(line)
 
     def _row(self, query: Query) -> dict[str, Array]:
         """The columns of a query, [K, L, ...]."""
@@ -190,17 +208,24 @@ class Comparisons:
             "ended": np.stack([one.ended for one in segments]),
         }
 
-    def _write(self, columns: Mapping[str, bytes], lines: Sequence[Mapping[str, Any]]) -> None:
+    def _write(
+        self, columns: Mapping[str, bytes], lines: Sequence[Mapping[str, Any]], prefixes: bytes = b""
+    ) -> list[int]:
+        """Returns where each line is in the index."""
+        said = [json.dumps(line).encode() + b"\n" for line in lines]
         try:
             for name, data in columns.items():
                 dtype, shape = self._columns[name]
                 size = dtype.itemsize * int(np.prod(shape))
                 self._put(self._file(name), data, len(self._rows) * size)
-            data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-            self._put(self.path / INDEX, data, self._index_size)
+            if prefixes:
+                self._put(self.path / PREFIXES, prefixes, self._prefixes_size)
+            self._put(self.path / INDEX, b"".join(said), self._index_size)
         except OSError as error:
             raise DatasetError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        self._index_size += len(data)
+        *starts, self._index_size = np.cumsum([self._index_size, *map(len, said)]).tolist()
+        self._prefixes_size += len(prefixes)
+        return starts
 
     def _put(self, path: Path, data: bytes, at: int) -> None:
         """`data` at this place of the file, and nothing behind it; on the disk."""
@@ -235,13 +260,17 @@ class Comparisons:
             self._structure = said["structure"]
         if "asked" in said:
             self._rows[said["asked"]] = len(self._rows)
-            self._asked.append(said)
+            self._lines.append(self._index_size)
+            dtype, (_, _, *shape) = self._columns["actions"]
+            at, steps = said["options"][-1]["prefix"]
+            self._prefixes_size = at + steps * dtype.itemsize * int(np.prod(shape, dtype=int))
         else:
             self._answers[said["query"], said["annotator"]] = said["weights"]
 
 
-def _asked(query: Query) -> dict[str, Any]:
-    """What a line of the index says of a question, besides its columns."""
+def _asked(query: Query, prefixes: Iterator[int]) -> dict[str, Any]:
+    """What a line of the index says of a question, besides its columns; `prefixes`, where those of its
+    segments begin."""
     options = [
         {
             "recipe": {
@@ -251,7 +280,7 @@ def _asked(query: Query) -> dict[str, Any]:
                 "versions": dict(one.recipe.versions),
             },
             "seed": int(one.seed),
-            "prefix": np.asarray(one.prefix).tolist(),
+            "prefix": [next(prefixes), len(one.prefix)],
             "played": one.played,
             "rewards": one.rewards is not None,
         }

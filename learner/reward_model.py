@@ -8,7 +8,8 @@ Departures from the paper:
 
 1. All members are one batched network, and each minibatch serves all of them: a comparison counts for a
    member as often as a Poisson(1) draw says, the bootstrap that needs no copies (Oza & Russell, 2001). The
-   draw comes from the comparison's number, so it stays when others are added.
+   draw comes from the comparison's number, so it stays when others are added. Those that a member does not
+   draw, a third, cost it nothing.
 2. A comparison is held out of all members with probability 1/e, likewise by its number.
 3. The paper adapts the ℓ2 regularisation so that the held-out loss is between 1.1 and 1.5 times the training
    loss; so it is here, as decoupled weight decay.
@@ -23,6 +24,7 @@ prefer shows what an ended episode is worth. That is one number a member, the re
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +48,8 @@ RATIO = (1.1, 1.5)  # of the held-out loss to the training loss, between which t
 DECAYS = (1e-6, 30.0)
 ROWS = 65_536  # in one forward without gradients
 LONG_MEMORY = 97  # an odd number that spreads seeds
+MAPPED = 1_000_000  # bytes of files that are read before their pages are let go; many more come with them
+POISSON = np.exp(-1) * np.cumsum(1 / np.cumprod([1.0, *range(1, 16)]))  # its distribution function, mean 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,10 @@ class RewardModel(nn.Module):
 
     def forward(self, obs: Tree, actions: Tensor) -> Tensor:
         """Rewards [M, N] as they are fitted, of observations [N, ...] and actions [N, ...]."""
-        features = torch.cat([self.encoder(obs), self._action_features(actions)], dim=-1)
-        return self.net(features).squeeze(-1)
+        return self.net(self._features(obs, actions)).squeeze(-1)
+
+    def _features(self, obs: Tree, actions: Tensor) -> Tensor:
+        return torch.cat([self.encoder(obs), self._action_features(actions)], dim=-1)
 
     @torch.no_grad()
     def rewards(self, obs: Tree, actions: Tensor, *, relative_to_end: bool = False) -> Tensor:
@@ -130,11 +136,18 @@ class RewardModel(nn.Module):
         low, high = (torch.as_tensor(bound).to(actions) for bound in (space.low, space.high))  # type: ignore[attr-defined]
         return actions.clamp(low, high).flatten(1).float()  # as the environment takes them
 
-    def returns(self, obs: Tree, actions: Tensor, ended: Tensor | None = None) -> Tensor:
-        """Sums of fitted rewards [M, N, K] over segments [N, K, L, ...]."""
-        shape = actions.shape[:3]
+    def returns(
+        self, obs: Tree, actions: Tensor, ended: Tensor | None = None, *, of: Tensor | None = None
+    ) -> Tensor:
+        """Sums of fitted rewards [M, N, K] over segments [N, K, L, ...]; `of`, rows [M, n] of these for each
+        member: [M, n, K]."""
+        N, K, L = actions.shape[:3]
         flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
-        rewards = self(flat, actions.flatten(0, 2)).unflatten(-1, shape)
+        features = self._features(flat, actions.flatten(0, 2))
+        if of is not None:
+            features = features.unflatten(0, (N, K * L))[of].flatten(1, 2)
+            ended = None if ended is None else ended[of]
+        rewards = self.net(features).unflatten(1, (-1, K, L)).squeeze(-1)
         if ended is not None:
             rewards = torch.where(ended, self.ended_reward[..., None, None], rewards)
         return rewards.sum(-1)
@@ -174,8 +187,13 @@ class RewardModel(nn.Module):
         total = weight = 0.0
         for rows in data.minibatches(minibatch, rng):
             obs, actions, ended, weights, careless, counts = data.rows(rows)
-            careless = self.careless if careless is None else careless
-            losses = bradley_terry(self.returns(obs, actions, ended), weights, careless=careless)  # [M, n]
+            counts, of = counts.sort(dim=1, descending=True)
+            drawn = int((counts > 0).sum(1).max())  # by the member that draws most of them
+            counts, of = counts[:, :drawn], of[:, :drawn]
+            careless = self.careless if careless is None else careless[of]
+            losses = bradley_terry(
+                self.returns(obs, actions, ended, of=of), weights[of], careless=careless
+            )  # [M, drawn]
             loss = (counts * losses).sum() / counts.sum().clamp(min=1)
             self.optimiser.zero_grad()
             (self.members * loss).backward()  # members share nothing: each has its own mean
@@ -241,40 +259,64 @@ class Fitting:
     def __init__(self, compared: Compared, members: int, seed: int, *, held_out: bool = False) -> None:
         """held_out: all of them."""
         self.compared = compared
-        draws = [drawn(int(number), members, seed) for number in compared.rows]
-        self.counts = torch.tensor(np.array([counts for counts, _ in draws], np.float32).T)  # [M, N]
-        self._held_out = np.array([held for _, held in draws], bool)
-        if held_out or self._held_out.all():  # all of a handful are learnt from
-            self._held_out[:] = held_out
+        counts, self.is_held_out = drawn(compared.rows, members, seed)
+        self.counts = torch.from_numpy(counts.astype(np.float32))  # [M, N]
+        if held_out or self.is_held_out.all():  # all of a handful are learnt from
+            self.is_held_out[:] = held_out
         self._steps = int(np.prod(compared.actions.shape[1:3]))  # of one comparison
+        self._read = 0  # bytes, since pages were let go
 
     def rows(self, rows: Array) -> tuple[Tree, Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
         """obs and actions [n, K, L, ...], ended [n, K, L], weights [n, K], careless [n] and counts [M, n] of
         these comparisons."""
         one = self.compared
         questions = one.rows[rows]
+        self._let_go(len(rows))
         obs = tree.map_structure(lambda x: torch.from_numpy(x[questions]), one.obs)
         ended = None if one.ended is None else torch.from_numpy(one.ended[questions])
         careless = None if one.careless is None else torch.from_numpy(one.careless[rows])
         weights, counts = torch.from_numpy(one.weights[rows]), self.counts[:, torch.from_numpy(rows)]
         return obs, torch.from_numpy(one.actions[questions]), ended, weights, careless, counts
 
+    def _let_go(self, rows: int) -> None:
+        """Of mapped files, keep only what was read lately in memory."""
+        arrays: list[Any] = [*tree.flatten(self.compared.obs), self.compared.actions, self.compared.ended]
+        self._read += sum(rows * array[0].nbytes for array in arrays if array is not None)
+        if self._read > MAPPED:
+            self._read = 0
+            for array in arrays:
+                if isinstance(array, np.memmap):
+                    array.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+
     def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Array]:
-        kept = rng.permutation(np.flatnonzero(~self._held_out))
+        kept = rng.permutation(np.flatnonzero(~self.is_held_out))
         yield from np.array_split(kept, max(1, round(len(kept) / size))) if len(kept) else ()
 
     def held_out(self) -> Iterator[Array]:
-        yield from self._in_parts(np.flatnonzero(self._held_out))
+        yield from self._in_parts(np.flatnonzero(self.is_held_out))
 
     def all(self) -> Iterator[Array]:
-        yield from self._in_parts(np.arange(len(self._held_out)))
+        yield from self._in_parts(np.arange(len(self.is_held_out)))
 
     def _in_parts(self, rows: Array) -> Iterator[Array]:
         size = max(1, ROWS // self._steps)
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def drawn(number: int, members: int, seed: int) -> tuple[Array, bool]:
-    """How often each member [M] draws the comparison of this number, and whether it is held out."""
-    rng = np.random.default_rng([seed, number])
-    return rng.poisson(1.0, members), bool(rng.random() < HELD_OUT)
+def drawn(numbers: Array, members: int, seed: int) -> tuple[Array, Array]:
+    """How often each member draws the comparisons of these numbers [M, N], and whether they are held out [N].
+
+    Each comes from the comparison's number, the member and the seed alone.
+    """
+    streams = np.arange(members + 1, dtype=np.uint64)[:, None]
+    bits = hashed(hashed(hashed(np.array([seed], np.uint64)) + streams) + numbers.astype(np.uint64))
+    uniform = (bits >> np.uint64(11)) * 2.0**-53
+    return np.searchsorted(POISSON, uniform[1:], side="right"), uniform[0] < HELD_OUT
+
+
+def hashed(x: Array) -> Array:
+    """Evenly spread bits of uint64 numbers (SplitMix64; Steele et al., 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

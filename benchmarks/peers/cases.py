@@ -29,6 +29,8 @@ CASES: Mapping[str, Case] = {
     "rollout-halfcheetah": Case("rollout", {"env": "HalfCheetah-v5"}),
     "bc": Case("bc", {"env": "HalfCheetah-v5"}),
     "ppo": Case("ppo", {"env": "HalfCheetah-v5"}),
+    "reward-32": Case("reward", {"env": "HalfCheetah-v5", "width": 32}),
+    "reward-64": Case("reward", {"env": "HalfCheetah-v5", "width": 64}),
     "dagger-cartpole": Case("dagger", {"env": "CartPole-v1", "batch_size": 32}, "cartpole"),
     "dagger-lunarlander": Case(
         "dagger", {"env": "LunarLander-v3", "batch_size": 32, "num_envs": 8}, "lunarlander"
