@@ -22,13 +22,13 @@ def main(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each case that learns.")] = 1,
 ) -> None:
-    """Run the cases, all by default, one after the other."""
+    """Run the cases, all but `preferences` by default, one after the other."""
     unknown = sorted(set(cases or []) - set(CASES))
     if unknown:
         raise typer.BadParameter(f"no case {unknown[0]!r}; known: {', '.join(CASES)}")
     figures = []
-    for name in cases or CASES:
-        for seed in range(seeds if CASES[name].script == "dagger" else 1):
+    for name in cases or [name for name, case in CASES.items() if not case.minutes]:
+        for seed in range(seeds if CASES[name].script in ("dagger", "preferences") else 1):
             try:
                 figures.append(measure(name, seed=seed, expert=expert))
             except NoExpert as error:

@@ -17,12 +17,37 @@ from benchmarks.peers.expert_file import convert
 
 @dataclass(frozen=True)
 class Case:
-    """One script with its settings. `expert` is the name of a published expert, if it needs one."""
+    """One script with its settings. `expert` is the name of a published expert, if it needs one; what takes
+    `minutes` is run only where it is named."""
 
     script: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     expert: str | None = None
+    minutes: bool = False
 
+
+PENDULUM = {
+    "env": "Pendulum-v1",
+    "env_steps": 130_000,
+    "segment": 25,
+    "ppo": {"gamma": 0.95, "gae_lambda": 0.95, "batch_size": 256},
+    "lr": (1e-3, 1e-4),
+    "rollouts_a_round": 2,
+    "horizon": 200,
+}
+MUJOCO = {
+    "env_steps": 300_000,
+    "segment": 50,
+    "ppo": {"gamma": 0.99, "gae_lambda": 0.95, "batch_size": 128},
+    "lr": (3e-4, 3e-4),
+    "rollouts_a_round": 6,
+    "horizon": 1000,
+}
+PREFERENCES: Mapping[str, Mapping[str, Any]] = {
+    "pendulum": PENDULUM,
+    "halfcheetah": {"env": "HalfCheetah-v5", **MUJOCO},
+    "hopper": {"env": "Hopper-v5", **MUJOCO},
+}
 
 CASES: Mapping[str, Case] = {
     "rollout-cartpole": Case("rollout", {"env": "CartPole-v1"}),
@@ -37,6 +62,11 @@ CASES: Mapping[str, Case] = {
     ),
     "dagger-halfcheetah": Case("dagger", {"env": "HalfCheetah-v5", "round_steps": 1000}, "halfcheetah"),
     "dagger-hopper": Case("dagger", {"env": "Hopper-v5", "round_steps": 1000}, "hopper"),
+    **{
+        f"preferences-{name}-{labels}": Case("preferences", {**settings, "labels": labels}, minutes=True)
+        for name, settings in PREFERENCES.items()
+        for labels in (350, 700)
+    },
 }
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
