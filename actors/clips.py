@@ -71,20 +71,35 @@ def record(
     render(recipe, seed, episode(act, recipe, seed, max_steps), path, size=size)
 
 
-def episode(act: Act, recipe: EnvRecipe, seed: int, max_steps: int) -> Array:
-    """The actions [L, ...] of one episode."""
+@dataclass(frozen=True)
+class Played:
+    """One episode. Made by: played. Eaten by: videos, the report about a reward."""
+
+    obs: Tree  # [L, ...] before each action
+    actions: Array  # [L, ...]
+    rewards: Array  # [L]
+
+
+def played(act: Act, recipe: EnvRecipe, seed: int, max_steps: int = 1000) -> Played:
+    """Play one episode."""
     env = make_env(recipe)
-    obs = columns(env.observation_space, 1)
+    obs = columns(env.observation_space, max_steps + 1)
     put(obs, 0, env.reset(seed=seed)[0])
-    actions = []
-    for _ in range(max_steps):
-        actions.append(act(obs)[0])
-        observation, _, terminated, truncated, _ = env.step(to_env(env.action_space, actions[-1]))
-        put(obs, 0, observation)
+    actions, rewards = list[Array](), list[float]()
+    for t in range(max_steps):
+        actions.append(act(rows(obs, slice(t, t + 1)))[0])
+        observation, reward, terminated, truncated, _ = env.step(to_env(env.action_space, actions[-1]))
+        rewards.append(float(reward))
+        put(obs, t + 1, observation)
         if terminated or truncated:
             break
     env.close()
-    return np.array(actions)
+    return Played(rows(obs, slice(len(actions))), np.array(actions), np.array(rewards))
+
+
+def episode(act: Act, recipe: EnvRecipe, seed: int, max_steps: int) -> Array:
+    """The actions [L, ...] of one episode."""
+    return played(act, recipe, seed, max_steps).actions
 
 
 def render(

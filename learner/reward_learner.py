@@ -18,12 +18,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from learner.comparisons import Comparisons
 from learner.pairs import choose
 from learner.reliability import reliabilities
 from learner.reward_model import Fitting, RewardModel
 from learner.segments import SegmentPool
+from tutelage.errors import TrainingError
 from tutelage.types import Answer, Array, Query, Rollout
 
 KIND = "comparison"
@@ -223,6 +226,18 @@ def make_model(
         normalise=settings.normalise,
         seed=seed,
     )
+
+
+def load_reward(
+    path: Path, settings: RewardSettings, observation_space: gym.Space, action_space: gym.Space, *, seed: int
+) -> RewardModel:
+    """The reward model whose weights are in a safetensors file. Raises TrainingError for others."""
+    model = make_model(settings, observation_space, action_space, seed)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise TrainingError(f"{path} is no reward model of this run: {str(error).splitlines()[0]}") from None
+    return model
 
 
 def predicted(model: RewardModel, rollout: Rollout, *, relative_to_end: bool) -> Array:

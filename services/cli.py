@@ -24,6 +24,8 @@ oracle_app = typer.Typer(help="Experts as services.", no_args_is_help=True)
 app.add_typer(oracle_app, name="oracle")
 labeler_app = typer.Typer(help="Questions to people and machines, and their answers.", no_args_is_help=True)
 app.add_typer(labeler_app, name="labeler")
+reward_app = typer.Typer(help="Rewards that were learnt from comparisons.", no_args_is_help=True)
+app.add_typer(reward_app, name="reward")
 
 
 class LogFormat(enum.Enum):
@@ -418,6 +420,34 @@ def labeler_answer(
 
     with arguments_by_name():
         _finish(answer_command(address, teacher, key_values(arguments or []), say), as_json)
+
+
+@reward_app.command("plot")
+def reward_plot(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of `preference`, ended or not.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG, PDF or SVG.")] = Path("reward.png"),
+    video: Annotated[
+        Path | None, typer.Option(help="Also film the episode, the rewards under it, as .mp4 or .webm.")
+    ] = None,
+) -> None:
+    """See whether a run has learnt the reward that was meant. Four panels:
+
+    Above, the **return of segments** that were asked about, learnt against true: a line is what is hoped for,
+    a cloud is a reward that follows something else. Beside it **answers held out** from the fit: points off
+    the diagonal are over- or underconfidence, the numbers say how many answers a point stands for.
+
+    Below, how far the **members of the ensemble disagree** about each question, and how many new answers were
+    foreseen; disagreement that stays calls for more questions. Beside it an **episode of the newest policy**:
+    learnt reward that rises where the true one does not is a reward that is being exploited.
+
+    The true reward is the environment's own; nobody who compared or learnt saw it.
+    """
+    _must_be_run(run)
+    from services.reward import plot_reward
+
+    plot_reward(run, output, video=video)
+    for path in filter(None, (output, video)):
+        typer.echo(f"wrote {path}")
 
 
 def _finish(summary: dict[str, Any] | None, as_json: bool) -> None:

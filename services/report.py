@@ -283,8 +283,7 @@ def plot(runs: Sequence[Path | str], output: Path | str) -> None:
     from matplotlib.figure import Figure
 
     output = Path(output)
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"cannot draw {output}: expected a file that ends in .png, .pdf or .svg")
+    check_drawable(output)
     groups = _validated(read_groups(runs))
     axes = _informative_axes(
         [run for settings in groups.values() for own in settings.values() for run in own]
@@ -292,10 +291,17 @@ def plot(runs: Sequence[Path | str], output: Path | str) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.3 * len(axes) + 1.0, 3.1 * len(groups) + 0.5), layout="constrained")
         _draw(figure, groups, axes)
-        _save(figure, output)
+        save(figure, output)
 
 
-def _save(figure: Figure, output: Path) -> None:
+def check_drawable(output: Path) -> None:
+    """Raise ConfigError for a file that is no figure."""
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"cannot draw {output}: expected a file that ends in .png, .pdf or .svg")
+
+
+def save(figure: Figure, output: Path) -> None:
+    """Write a figure. Raises ConfigError where that is not possible."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=160)

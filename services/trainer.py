@@ -20,6 +20,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN
+from safetensors.torch import save_file
 
 from actors.env_runner import RolloutRunner
 from actors.environments import make_env
@@ -41,6 +42,7 @@ logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERRO
 NOT_GIVEN: Any = NotProvided
 COUNTS = ("dataset", "expert_labels", "attended_steps", "takeovers")
 """Figures that only a dataset has."""
+REWARD = "reward.safetensors"  # beside a policy that maximises it
 RETURN_WINDOW = 100  # training episodes in `return_window`
 
 
@@ -545,6 +547,9 @@ class Trainer(Algorithm):
     def save_policy(self, folder: Path, **metadata: Any) -> None:
         """Write the policy so that `checkpoint:FOLDER` can act with it."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self._reward is not None:
+            weights = ray.get(self._reward) if self.config.num_learners else self._reward
+            save_file(dict(weights), folder / REWARD)
         arrays = self._first_learner(policy_arrays)
         metadata = {"method": self.config.method_name, "seed": self.config.seed, **metadata}
         if arrays is None:

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 Z_95, Z_999 = 1.96, 3.29
 
 
-def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """The interval of a share (Wilson, 1927): it keeps to 0..1 and is of use for small n; (0, 1) for none."""
     if n == 0:
         return 0.0, 1.0
