@@ -41,7 +41,7 @@ lint: setup
 	@status=0; for check in "ruff check ." "ruff format --check ." pyright "lint-imports --no-cache --no-logo"; do \
 		$(BIN)/$$check || status=1; done; exit $$status
 
-BENCH ?= startup rollout learner reward dagger oracle clips peers
+BENCH ?= startup rollout learner reward dagger oracle clips labeler page peers
 bench: setup
 	@set -e; for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name --json; done
 

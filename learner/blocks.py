@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tutelage.disk import sync_folder
 from tutelage.errors import DatasetError
 from tutelage.types import Array, Tree
 
@@ -254,12 +255,3 @@ def _leading_metadata(path: Path) -> Mapping[bytes, bytes]:
     with pa.memory_map(str(path)) as source:
         source.seek(STREAM_OFFSET)
         return pa.ipc.read_schema(source).metadata or {}
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

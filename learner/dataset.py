@@ -27,11 +27,11 @@ from learner.blocks import (
     expected_rows,
     read_block,
     read_notes,
-    sync_folder,
     write_block,
 )
 from learner.columns import joined, leaves, rows_of_demonstrations, rows_of_rollout, structure_of
 from learner.shuffle import Reader
+from tutelage.disk import sync_folder
 from tutelage.errors import DatasetError
 from tutelage.plugins import did_you_mean
 from tutelage.types import Array, Demonstrations, Rollout, Tree

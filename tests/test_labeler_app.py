@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -90,9 +91,9 @@ def test_somebody_comes_in_is_asked_answers_and_leaves(running, asked):
     assert anna.do("answer", question="nobody asked", value=[0, 1])["outcome"] == "unknown"
     second = leased["questions"][1]["id"]
     assert anna.do("answer", question=second, value=None, cannot_tell=True)["answered"] == 2
-    assert anna.do("undo", question=second) == {"undone": True}
+    assert anna.do("undo", question=second) == {"undone": True, "late": False}
     assert anna.get("/api/me").json()["answered"] == 1
-    assert anna.do("beat", questions=[second, "other"]) == {"kept": [second]}
+    assert anna.do("beat", questions=[second, "other"]) == {"kept": [second], "lease_s": 90}
     assert anna.do("give_back", question=second, broken="") == {"given_back": True}
     assert anna.delete("/api/session").json()["annotator"] == "anna-1"
     assert anna.get("/api/me").status_code == 401
@@ -168,6 +169,7 @@ def test_operators_see_what_goes_on_and_can_stop_it(running, asked):
     boss.do("operator/pause")
     assert anna.do("lease", n=2) | {"open": 0} == {
         "questions": [],
+        "lease_s": 90,
         "paused": True,
         "open": 0,
         "answered": 1,
@@ -213,7 +215,9 @@ def test_dead_questions_are_shown_and_asked_again(running, asked):
 def test_answers_are_exported_with_what_was_asked(running, asked, tmp_path):
     anna, boss = page(running, "anna-7"), page(running, "boss-7", "operator")
     for question in anna.do("lease", n=2)["questions"]:
-        anna.do("answer", question=question["id"], value=[1, 0], first_key_at=5.0)
+        key_at, sent_at = question["began_at"] - 3600, time.time() - 3600  # a clock that is slow
+        moments = {"shown_at": 5.0, "first_key_at": key_at, "sent_at": sent_at}
+        anna.do("answer", question=question["id"], value=[1, 0], **moments)
     anna.do("undo", question=asked[1])
     boss.get("/api/operator/statistics")
     lines = [json.loads(line) for line in boss.get("/api/operator/export.jsonl").text.splitlines()]
@@ -221,7 +225,7 @@ def test_answers_are_exported_with_what_was_asked(running, asked, tmp_path):
     assert (mine["question"], mine["value"], mine["cannot_tell"]) == (asked[0], [1.0, 0.0], False)
     assert sorted(mine["side_shown"]) == [0, 1]
     assert mine["asked"]["options"] == ["one 0", "two 0"]
-    assert mine["more"]["first_key_at"] == 5.0
+    assert 0 <= mine["more"]["first_key_at"] - mine["started_at"] < 0.1
     got = boss.get("/api/operator/export.parquet")
     (tmp_path / "answers.parquet").write_bytes(got.content)
     rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()

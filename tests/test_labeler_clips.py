@@ -19,7 +19,7 @@ from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
 NIGHT = "tests.environments_for_tests:Night-v0"
-SECRET = b"of this labeler"
+SETTINGS = {"secret": b"of this labeler", "workers": 1, "size": 96, "grace_s": 0.0}
 
 
 def footage(seed=0, length=12, start=4, recipe=CARTPOLE):
@@ -35,7 +35,7 @@ def clips(tmp_path):
     made = []
 
     def make(name="clips", **settings):
-        made.append(Clips(tmp_path / name, **{"secret": SECRET, "workers": 1, "size": 96} | settings))
+        made.append(Clips(tmp_path / name, **SETTINGS | settings))
         return made[-1]
 
     yield make
@@ -98,6 +98,28 @@ def test_what_had_to_go_is_filmed_again(clips):
     assert sorted(p.name for p in ours.folder.glob("*.mp4")) == [second]
     again = pictures(ours.path(first))
     np.testing.assert_allclose(again, before, atol=8)  # of 255: the encoder is not exact to the bit
+
+
+def test_what_is_on_its_way_to_somebody_does_not_go(clips):
+    ours = clips(max_bytes=1, grace_s=60.0)
+    first = ours.path(ours.film(footage()).result()["clip"])
+    second = ours.film(footage(seed=1)).result()["clip"]
+    third = ours.film(footage(seed=2)).result()["clip"]
+    assert {path.name for path in ours.folder.glob("*.mp4")} == {first.name, third}
+    assert second not in ours._kept
+
+
+def test_footage_of_what_had_to_go_has_an_end_too(clips):
+    ours = clips(max_bytes=1, max_footage=1000)
+    names = [ours.film(footage(seed=seed, length=8)).result()["clip"] for seed in range(5)]
+    left = [name for name in names if (ours.folder / name).with_suffix(".footage").exists()]
+    assert 1 < len(left) < 5
+    assert left == names[-len(left) :]  # the latest
+    ours.close()
+    again = clips(max_bytes=1, max_footage=1)
+    again.film(footage(seed=5, length=8)).result()
+    assert len(list(again.folder.iterdir())) == 2
+    assert again.path(names[0]) is None
 
 
 def test_what_somebody_has_removed_is_filmed_again(clips):

@@ -4,11 +4,11 @@ import itertools
 import random
 import time
 
+import numpy as np
 import pytest
 
 from expert_oracle import feedback
-from services.labeler.agreement import Alpha, wilson
-from services.labeler.labeling import AGAIN
+from services.labeler.agreement import Alpha, IntervalAlpha, wilson
 from services.labeler.queue import Question, Queue
 from services.labeler.statistics import Statistics
 from services.labeler.valkey import Embedded
@@ -19,7 +19,8 @@ FOUR_OBSERVERS = """
     . 3 3 3 2 3 4 2 2 5 1 .
     1 2 3 3 2 4 4 1 2 5 1 .
 """
-"""Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: nominal α is 0.743."""
+"""Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: nominal α is 0.743, that
+of an interval scale 0.849."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,31 @@ def test_alpha_is_that_of_the_published_example():
         alpha.add(unit, value)
     assert alpha.value() == pytest.approx(0.743, abs=5e-4)
     assert alpha.units == 11  # of the twelfth there is one value
+    scale = IntervalAlpha()
+    for unit, value in published():
+        scale.add(unit, [9.0])
+        scale.add(unit, [float(value)])
+        scale.remove(unit, [9.0])
+    assert scale.value() == pytest.approx(0.849, abs=5e-4)
+    assert scale.units == 11
+
+
+def test_alpha_of_vectors_is_that_of_their_distances():
+    rng, alpha = np.random.default_rng(0), IntervalAlpha()
+    values = rng.normal(size=(9, 3, 4))  # units, annotators, numbers
+    values += 2 * rng.normal(size=(9, 1, 4))
+    for u, unit in enumerate(values):
+        for value in unit:
+            alpha.add(f"unit {u}", value)
+    apart = lambda some: ((some[:, None] - some[None]) ** 2).sum()  # noqa: E731
+    observed = sum(apart(unit) / 2 for unit in values) / 27
+    assert alpha.value() == pytest.approx(1 - observed / (apart(values.reshape(27, 4)) / (27 * 26)))
+    same = IntervalAlpha()
+    assert same.value() is None
+    for u in range(2):
+        same.add(f"{u}", [0.1])
+        same.add(f"{u}", [0.1])
+    assert same.value() is None
 
 
 def test_alpha_does_not_depend_on_the_order_or_on_what_was_taken_back():
@@ -111,10 +137,10 @@ def test_repeats_measure_whether_somebody_agrees_with_themselves(queue):
         answer(queue, f"q{i}", "anna", [1, 0])
     statistics = Statistics(queue)
     statistics.follow()
-    queue.submit([Question(f"q{i}{AGAIN}", "text", only=["anna"]) for i in range(3)])
-    answer(queue, f"q0{AGAIN}", "anna", [1, 0], sides=(1, 0))
-    answer(queue, f"q1{AGAIN}", "anna", [0, 1], sides=(1, 0))
-    answer(queue, f"q2{AGAIN}", "anna", None, cannot_tell=True)
+    queue.submit([Question(f"r{i}", "text", only=["anna"], again=f"q{i}") for i in range(3)])
+    answer(queue, "r0", "anna", [1, 0], sides=(1, 0))
+    answer(queue, "r1", "anna", [0, 1], sides=(1, 0))
+    answer(queue, "r2", "anna", None, cannot_tell=True)
     anna = row(statistics, "anna")
     assert (anna["repeats"], anna["consistent"], anna["answers"]) == (2, 1, 6)
     assert row(Statistics(queue), "anna") == anna  # whenever it began to look
@@ -154,6 +180,16 @@ def test_agreement_times_and_taking_back(queue):
     assert statistics.answered("anna") == 4
 
 
+def test_agreement_of_sliders_is_that_of_a_scale(queue):
+    queue.submit([Question(f"q{i}", "action", wanted=2) for i in range(3)])
+    for i in range(3):
+        answer(queue, f"q{i}", "anna", [0.31 * i])
+        answer(queue, f"q{i}", "bert", [0.31 * i + 0.02])
+    (name, said), *none = Statistics(queue).report()["alpha"].items()
+    assert (name, said["questions"], none) == ("action (interval)", 3, [])
+    assert 0.98 < said["alpha"] < 1
+
+
 def test_what_wants_looking_after_is_said(queue):
     statistics = Statistics(queue)
     assert statistics.report()["alerts"] == []
@@ -181,7 +217,11 @@ def test_answers_of_any_form_are_taken(queue):
         answer(queue, f"q{i}", who, value, sides=())
     statistics = Statistics(queue)
     assert statistics.answered("anna") == len(values)
-    assert statistics.report()["alpha"]["rating"]["questions"] == 3  # of one number
+    assert {name: alpha["questions"] for name, alpha in statistics.report()["alpha"].items()} == {
+        "rating": 2,
+        "rating (interval)": 1,
+        "rating of 3 (interval)": 1,
+    }
 
 
 def test_agreement_of_ratings_is_that_of_all_steps_of_the_scale(queue):
@@ -191,4 +231,5 @@ def test_agreement_of_ratings_is_that_of_all_steps_of_the_scale(queue):
     for i, step in enumerate(steps):
         answer(queue, f"q{i}", "anna", step, sides=[0])
         answer(queue, f"q{i}", "bert", step, sides=[0])
-    assert Statistics(queue).report()["alpha"]["rating"] == {"alpha": 1.0, "questions": len(steps)}
+    alpha = Statistics(queue).report()["alpha"]["rating (interval)"]
+    assert alpha == {"alpha": pytest.approx(1.0), "questions": len(steps)}

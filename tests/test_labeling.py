@@ -1,5 +1,8 @@
 """What the labeler's ways in stand on, with a real store: nothing asked is lost, nothing is counted twice."""
 
+import dataclasses
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 
-from services.labeler.labeling import AGAIN, Labeling
+from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.mixing import AFTER
 from services.labeler.queries import Queries
@@ -102,19 +105,19 @@ def test_a_query_becomes_a_question_and_its_answer_reaches_learner_and_ledger(ma
     assert (first.id, first.kind) == ("q0", "text")
     assert abs(first.began_at - time.time()) < 5 < first.ends_at - time.time()
     shown = [panel["option"] for panel in first.view["panels"]]
-    assert labeling.answer("q0", "anna", [1, 0], started_at=5.0, extra={"first_key_at": 6.0})[0] == "accepted"
+    assert labeling.answer("q0", "anna", [1, 0], started_at=5.0, extra={"reason": "so"})[0] == "accepted"
     assert labeling.answer("q1", "anna", None, cannot_tell=True, started_at=7.0)[0] == "accepted"
     assert labeling.answer("q0", "anna", [0, 1], started_at=5.0)[0] == "duplicate"
     assert labeling.answer("q9", "anna", [0, 1], started_at=5.0) == ("unknown", "")
     ((event, one), (_, two)), cursor = labeling.answers()
-    assert (one.query_id, one.value.tolist(), one.annotator, one.started_at) == ("q0", [1, 0], "anna", 5.0)
+    assert (one.query_id, one.value.tolist(), one.annotator) == ("q0", [1, 0], "anna")
     assert list(one.side_shown) == shown
     assert not one.cannot_tell
     assert two.cannot_tell
     assert labeling.answers(cursor) == ([], cursor)
     labeling.run_once()
     assert [line.id for line in labeling.ledger] == [event, cursor]
-    assert next(iter(labeling.ledger)).body["first_key_at"] == 6.0
+    assert next(iter(labeling.ledger)).body["reason"] == "so"
 
 
 def test_sides_are_drawn_for_each_annotator_and_stay(make):
@@ -135,7 +138,6 @@ def test_what_is_wrong_is_named_and_nothing_is_asked(make):
     labeling = make()
     bad = [
         (Query("a", "guess", ["x"]), r"guess"),
-        (Query("a" + AGAIN, "text", ["x", "y"]), r"an id may not end in ~again"),
         (Query("a\n", "text", ["x", "y"]), r"printable"),
         (Query("a", "text", ["x", "y"], answers_wanted=0), r"answers_wanted=0"),
         (Query("a", "text", ["x", "y"], {"now": object()}), r"query a, context.now: "),
@@ -262,17 +264,133 @@ def test_some_are_asked_again_after_others_with_their_sides_reversed(make):
     labeling = make(repeats=1.0)
     labeling.submit(texts(AFTER + 2))
     labeling.run_once()
-    seen, orders = [], {}
+    seen, orders, queries = [], {}, []
     while (assignments := labeling.assign("anna")) and len(seen) < AFTER + 3:
         (one,) = assignments
         orders[one.id] = [p["option"] for p in one.view["panels"]]
         labeling.answer(one.id, "anna", [1, 0], started_at=0.0)
         seen.append(one.id)
-    assert seen == [*(f"q{i}" for i in range(AFTER + 1)), "q0~again", "q21"]
-    assert orders["q0~again"] == orders["q0"][::-1]
-    assert labeling.query("q0~again").options == ["one 0", "two 0"]
-    assert "q0~again" not in [answer.query_id for _, answer in labeling.answers()[0]]
+        queries.append(one.query)
+        if len(seen) == AFTER:  # what is due is known after a restart as well
+            labeling = make(repeats=1.0)
+            labeling.run_once()
+    assert queries == [*(f"q{i}" for i in range(AFTER + 1)), "q0", "q21"]
+    again = seen[-2]
+    assert re.fullmatch("[0-9a-f]{24}", again)  # says nothing
+    assert orders[again] == orders["q0"][::-1]
+    assert again not in [answer.query_id for _, answer in labeling.answers()[0]]
     assert labeling.assign("bert", 5) == []
+
+
+def test_two_who_are_asked_the_same_again_have_questions_of_their_own(make):
+    labeling = make(repeats=1.0)
+    labeling.submit([dataclasses.replace(query, answers_wanted=2) for query in texts(AFTER + 1)])
+    labeling.run_once()
+    again = {}
+    for who in ("anna", "bert"):
+        for _ in range(AFTER + 1):
+            (one,) = labeling.assign(who)
+            labeling.answer(one.id, who, [1, 0], started_at=0.0)
+        (again[who],) = labeling.assign(who)
+    assert {one.query for one in again.values()} == {"q0"}
+    assert again["anna"].id != again["bert"].id
+    for who, one in again.items():
+        assert labeling.answer(one.id, who, [1, 0], started_at=0.0)[0] == "accepted"
+
+
+def test_nobody_sends_a_demonstration_that_was_not_played(make):
+    labeling = make()
+    labeling.submit([Query("d", "demonstration", [], {"env": "CartPole-v1"})])
+    labeling.run_once()
+    labeling.assign("anna")
+    with pytest.raises(ValueError, match="value: a demonstration is played in the page"):
+        labeling.answer("d", "anna", [0, 1], started_at=0.0)
+    assert labeling.answer("d", "anna", [0, 1], started_at=0.0, played=True)[0] == "accepted"
+
+
+def test_times_lie_between_the_lease_and_now_whatever_a_clock_says(make):
+    labeling = make()
+    labeling.submit(texts(3))
+    labeling.run_once()
+    leased, now = [one.began_at for one in labeling.assign("anna", 3)], time.time()
+    labeling.answer("q0", "anna", [1, 0], started_at=now - 9e5, answered_at=now + 9e5)
+    labeling.answer("q1", "anna", [1, 0], started_at=now + 9e5, moments={"first_key_at": 5.0})
+    other = make()  # knows of the lease from the store
+    other.answer("q2", "anna", [1, 0], started_at=0.0)
+    said = [event.body for event in labeling.events()[0]]
+    assert [one["started_at"] for one in said] == [
+        leased[0],
+        said[1]["answered_at"],
+        pytest.approx(leased[2], abs=2e-3),
+    ]
+    assert said[1]["first_key_at"] == leased[1]
+    assert all(now <= one["answered_at"] <= time.time() for one in said)
+
+
+@pytest.fixture
+def forgetful(tmp_path):
+    """A labeling, and what makes its store lose all that it was told since."""
+    server = Embedded(tmp_path / "store")
+    server.start()
+
+    def begin(folder=tmp_path / "store"):
+        ledger = Ledger(tmp_path / "answers.jsonl")
+        queue = Queue(Embedded(folder).client(), "x")
+        return Labeling(queue, ledger, Camera(), tmp_path, secret=b"s" * 32, gold=0, overlap=0)
+
+    def remember():
+        shutil.copytree(tmp_path / "store", tmp_path / "before", ignore=shutil.ignore_patterns("*.sock"))
+
+    def forget():
+        server.stop()
+        shutil.rmtree(tmp_path / "store" / "appendonlydir")
+        shutil.copytree(tmp_path / "before" / "appendonlydir", tmp_path / "store" / "appendonlydir")
+        server.start()
+
+    yield begin, remember, forget
+    server.stop()
+
+
+def test_answers_that_the_store_loses_while_it_is_served_come_back(forgetful):
+    begin, remember, forget = forgetful
+    labeling = begin()
+    labeling.submit(texts(2))
+    labeling.run_once()
+    labeling.assign("anna", 2)
+    labeling.answer("q0", "anna", [1, 0], started_at=0.0)
+    remember()
+    labeling.answer("q1", "anna", [1, 0], started_at=0.0)
+    labeling.submit(texts(3))
+    labeling.run_once()
+    before = [event for event, _ in labeling.answers()[0]]
+    forget()
+    assert [event for event, _ in labeling.answers()[0]] == before[:1]
+    labeling.run_once()
+    assert [event for event, _ in labeling.answers()[0]] == before
+    assert labeling.queue.states(["q0", "q1", "q2"]) == {"q0": "done", "q1": "done", "q2": "open"}
+    labeling.queries.close()
+
+
+def test_answers_that_cannot_come_back_at_once_are_said_to_be_lost_and_are_not(forgetful, tmp_path):
+    begin, remember, forget = forgetful
+    labeling = begin()
+    labeling.submit(texts(3))
+    labeling.run_once()
+    labeling.assign("anna", 3)
+    remember()
+    labeling.answer("q0", "anna", [1, 0], started_at=0.0)
+    labeling.run_once()
+    forget()
+    labeling.answer("q1", "anna", [1, 0], started_at=0.0)
+    for _ in range(2):
+        with pytest.raises(ServiceError, match=r"the store has lost answers that .*answers.jsonl has; stop"):
+            labeling.run_once()
+    labeling.queries.close()
+    with Embedded(tmp_path / "empty"):
+        anew = begin(tmp_path / "empty")
+        anew.run_once()
+        assert [answer.query_id for _, answer in anew.answers()[0]] == ["q0", "q1"]
+        anew.queries.close()
 
 
 def test_what_was_withdrawn_is_asked_again_only_when_it_is_submitted_again(make):

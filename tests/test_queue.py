@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from services.labeler.queue import BROKEN_LIMIT, Lease, Question, Queue
+from services.labeler.queue import BROKEN_LIMIT, Known, Lease, Question, Queue
 from services.labeler.valkey import Embedded
 from tutelage.errors import ServiceError
 
@@ -129,7 +129,7 @@ def test_what_could_not_be_asked_is_a_dead_letter_until_it_is(queue):
     assert queue.requeue("a")
     assert not queue.requeue("a")
     assert queue.missing(["a"]) == ["a"]
-    assert queue.look_up("q0") == ("comparison", {"pair": 0})
+    assert queue.look_up("q0") == Known("comparison", {"pair": 0})
     assert queue.look_up("a") is None
 
 
@@ -218,6 +218,17 @@ def test_a_question_withdrawn_is_not_asked_and_who_has_it_may_answer(queue):
     assert queue.requeue("q9")
     assert queue.submit(again) == 1
     assert set(ids(queue.lease("bert", n=5))) == {"q1", "q9"}
+
+
+def test_a_question_that_was_withdrawn_and_has_its_answers_is_done_when_it_is_asked_again(queue):
+    ask(queue)
+    queue.lease("anna")
+    queue.withdraw(["q0"])
+    assert queue.answer("q0", "anna", {})[0] == "accepted"
+    assert queue.requeue("q0")
+    assert queue.states(["q0"]) == {"q0": "done"}
+    assert queue.withdraw(["q0"]) == 0
+    assert queue.undo("q0", "anna") == "undone"
 
 
 def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from tutelage.types import Array
 
 Z_95, Z_999 = 1.96, 3.29
 
@@ -70,3 +74,50 @@ class Alpha:
         if expected == 0:
             return None
         return 1 - self._observed * (n - 1) / expected
+
+
+class IntervalAlpha:
+    """The same of vectors [A], with the squared distance for how far two judgements are apart.
+
+    Of m values the distances of all pairs sum up to 2 m Σ |v|² − 2 |Σ v|², so that sums are all that is kept.
+    """
+
+    def __init__(self) -> None:
+        self.units = 0
+        self._of_unit: dict[str, Array] = {}  # [2 + A]: m, Σ |v|², Σ v
+        self._all: Array | float = 0.0  # likewise, of units that were judged at least twice
+        self._observed = 0.0  # n D_o
+
+    def add(self, unit: str, value: Sequence[float]) -> None:
+        self._change(unit, value, 1)
+
+    def remove(self, unit: str, value: Sequence[float]) -> None:
+        """Of a value that was added."""
+        self._change(unit, value, -1)
+
+    def _change(self, unit: str, value: Sequence[float], by: int) -> None:
+        vector = np.asarray(value, np.float64)
+        sums = self._of_unit.get(unit, np.zeros(2 + len(vector)))
+        self._count(sums, -1)
+        self._of_unit[unit] = sums = sums + by * np.array([1, vector @ vector, *vector])
+        self._count(sums, 1)
+
+    def _count(self, sums: Array, by: int) -> None:
+        if sums[0] >= 2:
+            self.units += by
+            self._observed += by * _apart(sums) / (sums[0] - 1)
+            self._all = self._all + by * sums
+
+    def value(self) -> float | None:
+        """α; None where all values are the same, or there are none."""
+        if self.units == 0:
+            return None
+        sums = np.asarray(self._all)
+        if (expected := _apart(sums)) <= 1e-12 * sums[0] * sums[1]:  # but for rounding
+            return None
+        return float(1 - self._observed * (sums[0] - 1) / expected)
+
+
+def _apart(sums: Array) -> float:
+    m, squares, total = sums[0], sums[1], sums[2:]
+    return float(2 * m * squares - 2 * total @ total)

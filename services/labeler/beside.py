@@ -94,10 +94,15 @@ def _start(run: Path, wishes: list[str], machines: Path) -> tuple[subprocess.Pop
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
+        too_long = threading.Timer(START_S, process.kill)
+        too_long.start()
         said = list(_until_ready(process))
+        too_long.cancel()
         if said and said[-1].startswith(LAST_WORDS):
             return process, said
         _stop(process)
+        if too_long.finished.is_set() and process.returncode == -signal.SIGKILL:
+            raise ServiceError(f"the labeler of {run} does not answer after {START_S:.0f} s (see {log})")
         words = log.read_bytes()[began:].decode(errors="replace").strip().splitlines() or ["no reason given"]
         if len(wishes) > 1 and "cannot listen" in words[-1]:
             wishes = wishes[1:]

@@ -17,6 +17,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ from tutelage.errors import ServiceError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.types import EnvRecipe
 
-MAX_BYTES = 4 * 10**9
+MAX_BYTES, MAX_FOOTAGE = 4 * 10**9, 10**9
 PICTURES = 1  # what names depend on besides the footage: raise it when the same footage gives other pictures
 FOOTAGE = ".footage"  # suffix
 Clip = dict[str, Any]
@@ -44,7 +45,9 @@ class Clips:
     """Thread-safe. One labeler's, in a folder of its own.
 
     workers: rendering processes, each made when it is first needed; default: one for two cores
-    max_bytes: of videos that are kept; the least recently wanted go first
+    max_bytes: of videos that are kept; the least recently wanted go first, and none within `grace_s` of that,
+        in which it may be on its way to somebody
+    max_footage: bytes of footage whose videos had to go; what goes then is not filmed again by its name
     """
 
     def __init__(
@@ -54,16 +57,22 @@ class Clips:
         secret: bytes,
         workers: int | None = None,
         max_bytes: int = MAX_BYTES,
+        max_footage: int = MAX_FOOTAGE,
+        grace_s: float = 60.0,
         codec: Literal["mp4", "webm"] = "mp4",
         size: int = 256,
     ) -> None:
         self.folder, self.max_bytes, self.size = Path(folder), max_bytes, size
+        self.max_footage, self.grace_s = max_footage, grace_s
         self.folder.mkdir(parents=True, exist_ok=True)
         self._secret, self._suffix = secret, f".{codec}"
         self._name = re.compile(r"[0-9a-f]{64}\.(mp4|webm)")
         self._lock = threading.RLock()  # a future that is done calls back at once
         self._under_way: dict[str, Future[Clip]] = {}
-        self._kept = dict(self._found())  # name -> bytes, the least recently wanted first
+        self._kept: dict[str, int] = {}  # name -> bytes, the least recently wanted first
+        self._gone: dict[str, int] = {}  # likewise, the footage of videos that had to go
+        self._sent_at: dict[str, float] = {}  # about when
+        self._find()
         workers = workers or max(1, (os.cpu_count() or 1) // 2)
         self._filmers = [Filmer() for _ in range(workers)]
         self._free: queue.SimpleQueue[Filmer] = queue.SimpleQueue()
@@ -99,12 +108,14 @@ class Clips:
         if not self._name.fullmatch(name):
             return None
         with self._lock:
+            self._sent_at[name] = time.monotonic()
             if name in self._kept and (self.folder / name).exists():
                 self._wanted(name)
                 return self.folder / name
             if (under_way := self._under_way.get(name)) is None:
                 _, footage = self._read(name)
                 if footage is None:
+                    del self._sent_at[name]
                     return None
                 under_way = self._start(name, footage)
         under_way.result()
@@ -140,6 +151,7 @@ class Clips:
         size = (self.folder / name).stat().st_size
         with self._lock:
             self._kept[name] = size
+            self._gone.pop(name, None)
             self._make_room()
         return clip
 
@@ -153,16 +165,16 @@ class Clips:
 
     # What is kept
 
-    def _found(self) -> Iterator[tuple[str, int]]:
+    def _find(self) -> None:
         """What lies in the folder, the least recently wanted first."""
         for path in self.folder.glob(".*"):
             path.unlink()  # begun, and cut short
-        stats = [
-            (path.name, path.stat()) for path in self.folder.iterdir() if self._name.fullmatch(path.name)
-        ]
-        for name, stat in sorted(stats, key=lambda entry: entry[1].st_mtime_ns):
-            if (self.folder / name).with_suffix(FOOTAGE).exists():
-                yield name, stat.st_size
+        stats = {path: path.stat() for path in self.folder.iterdir()}
+        for path, stat in sorted(stats.items(), key=lambda entry: entry[1].st_mtime_ns):
+            if self._name.fullmatch(path.name) and path.with_suffix(FOOTAGE) in stats:
+                self._kept[path.name] = stat.st_size
+            elif path.suffix == FOOTAGE and not {path.with_suffix(s) for s in (".mp4", ".webm")} & set(stats):
+                self._gone[path.with_suffix(self._suffix).name] = stat.st_size
 
     def _wanted(self, name: str) -> None:
         self._kept[name] = self._kept.pop(name)
@@ -171,13 +183,22 @@ class Clips:
 
     def _make_room(self) -> None:
         """The newest stays, whatever its size."""
-        total = sum(self._kept.values())
+        total, now = sum(self._kept.values()), time.monotonic()
         for name in list(self._kept)[:-1]:
             if total <= self.max_bytes:
-                return
-            if self._read(name)[1] is not None:
+                break
+            is_sent = name in self._sent_at and now < self._sent_at[name] + self.grace_s
+            if not is_sent and self._read(name)[1] is not None:
                 total -= self._kept.pop(name)
+                self._sent_at.pop(name, None)
                 (self.folder / name).unlink(missing_ok=True)
+                self._gone[name] = (self.folder / name).with_suffix(FOOTAGE).stat().st_size
+        footage = sum(self._gone.values())
+        for name in list(self._gone):
+            if footage <= self.max_footage:
+                break
+            footage -= self._gone.pop(name)
+            (self.folder / name).with_suffix(FOOTAGE).unlink(missing_ok=True)
 
     # Footage on the disk: a line of JSON and the arrays
 

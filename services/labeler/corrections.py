@@ -21,6 +21,7 @@ import tree
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from tutelage.disk import sync_folder
 from tutelage.types import Array, Tree
 
 FORMAT = "tutelage.corrections"
@@ -49,7 +50,7 @@ def store(
         beside.rename(path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync(folder)
+    sync_folder(folder)
     return path
 
 
@@ -57,11 +58,3 @@ def about(path: Path) -> dict[str, Any]:
     """Where an episode comes from: checkpoint, recipe, seed, annotator, times."""
     with safe_open(path, framework="numpy") as file:
         return json.loads((file.metadata() or {})["about"])
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.labeler.labeling import AGAIN, Labeling
+from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Event
 from tutelage.types import Query, Segment
@@ -34,7 +34,7 @@ def rows(labeling: Labeling) -> Iterator[dict[str, Any]]:
     undone = _undone(labeling.ledger)
     for event in labeling.ledger:
         if event.type == "answer" and event.id not in undone:
-            yield _row(event, asked(event.question.removesuffix(AGAIN)))
+            yield _row(event, asked(event.again or event.question))
 
 
 def _undone(ledger: Ledger) -> set[str]:
@@ -45,7 +45,7 @@ def _row(event: Event, asked: Mapping[str, Any] | None) -> dict[str, Any]:
     said = dict(event.body)
     return {
         "event": event.id,
-        "question": event.question.removesuffix(AGAIN),
+        "question": event.again or event.question,
         "kind": event.kind,
         "annotator": event.annotator,
         "value": said.pop("value", None),
@@ -54,7 +54,7 @@ def _row(event: Event, asked: Mapping[str, Any] | None) -> dict[str, Any]:
         "answered_at": said.pop("answered_at", None),
         "side_shown": [int(k) for k in said.pop("side_shown", None) or []],
         "gold": event.gold,
-        "repeat": event.question.endswith(AGAIN),
+        "repeat": bool(event.again),
         "asked": asked,
         "more": said,
     }

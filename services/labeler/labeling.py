@@ -36,22 +36,20 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
-from services.labeler.queue import Event, Outcome, Question, Queue, Undoing, event_key
-from tutelage.errors import TutelageError
+from services.labeler.queue import Event, Known, Outcome, Question, Queue, Undoing, event_key
+from tutelage.errors import ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
 LOG = logging.getLogger(__name__)
-AGAIN = "~again"
-"""A question's id with this at its end is the question asked once more, of the same annotator."""
 AHEAD = 1000
 """Questions that are filmed before somebody takes them; the others wait on the disk."""
 FILMING = 32  # of them at a time
-BODIES = 2048  # of questions, that are remembered
+REMEMBERED = 2048  # bodies of questions, and as many leases
 TICK_S = 0.2
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
 BLOCK = 500  # questions that are handed to the queue at a time
-LONG = {"demonstration"}
-"""Kinds that nobody is asked again."""
+PLAYED = {"demonstration"}
+"""Kinds whose answers this service has played itself, and that nobody is asked again."""
 URGENT = 1e12
 """The priority of what is asked again."""
 
@@ -75,6 +73,7 @@ class Assignment:
     view: dict[str, Any]  # what the page shows
     ends_at: float  # seconds since the epoch
     began_at: float  # likewise; the same after a reload
+    query: str  # its query's id: another one than its own where it is asked once more
 
 
 class Labeling:
@@ -104,7 +103,8 @@ class Labeling:
         self.fault = ""  # what keeps `run_once` from its work; empty: nothing
         self._secret = secret
         self._mixing = Mixing(self._share, repeats=repeats, gold=gold)
-        self._bodies: OrderedDict[str, tuple[str, Mapping[str, Any]]] = OrderedDict()
+        self._bodies: OrderedDict[str, Known] = OrderedDict()
+        self._began: OrderedDict[tuple[str, str], float] = OrderedDict()  # leases, by question and annotator
         self._lock = threading.Lock()  # of what is below
         self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
         self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
@@ -112,7 +112,8 @@ class Labeling:
         self._buried: set[str] = set()  # what never could be asked
         self._filmed_kinds: set[str] = set()
         self._working = threading.Lock()
-        self._recovered = False
+        self._recovered = self._recalled = False
+        self._lost = ""  # what only somebody else can mend
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -155,7 +156,7 @@ class Labeling:
 
     def query(self, id: str) -> Query:
         """With its segments, for machines. Raises KeyError."""
-        return self.queries[id.removesuffix(AGAIN)]
+        return self.queries[id]
 
     def answers(self, cursor: str = "0", wait_s: float = 0.0) -> tuple[list[tuple[str, Answer]], str]:
         """What was answered after `cursor`, each with its event's id, and the cursor after it.
@@ -209,9 +210,13 @@ class Labeling:
         assignments = []
         for lease in self.queue.lease(annotator, n=n, kinds=kinds):
             kind = feedback.kind(lease.kind)
-            self._remember(lease.id, lease.kind, lease.body)
-            view = kind.view(lease.body, self._order(lease.id, annotator, kind.sides(lease.body)))
-            assignments.append(Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at))
+            self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
+            self._remember(self._began, (lease.id, annotator), lease.began_at)
+            view = kind.view(
+                lease.body, self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
+            )
+            query = lease.again or lease.id
+            assignments.append(Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query))
         return assignments
 
     def answer(
@@ -222,29 +227,42 @@ class Labeling:
         *,
         cannot_tell: bool = False,
         started_at: float,
+        answered_at: float | None = None,
+        moments: Mapping[str, float] = {},
         extra: Mapping[str, Any] = {},
+        played: bool = False,
     ) -> tuple[Outcome, str]:
         """What became of the answer, and its event's id; `Queue.answer` says what the outcomes mean.
 
-        value: JSON, as its kind has it. Raises ValueError, naming the field, for one that is none.
+        value: JSON, as its kind has it; of what is `played`, only what this service has played itself.
+        started_at, answered_at, moments: seconds since the epoch; what is before the lease or after now is
+        set right. Raises ValueError, naming the field, for a value that is none.
         """
         known = self._look_up(question)
         if known is None:
             return "unknown", ""
-        kind_name, body = known
+        if known.kind in PLAYED and not (played or cannot_tell):
+            raise ValueError(f"value: a {known.kind} is played in the page; it cannot be sent")
         said: dict[str, Any] = {"value": None, "cannot_tell": bool(cannot_tell)}
         order: list[int] = []
-        if body is not None:  # otherwise it is done for long: whatever is said, it does not count
-            kind = feedback.kind(kind_name)
-            said["value"] = None if cannot_tell else np.asarray(kind.value(body, value)).tolist()
-            order = self._order(question, annotator, kind.sides(body))
-        times = {"started_at": started_at, "answered_at": time.time()}
-        outcome, event = self.queue.answer(
-            question, annotator, {**said, **times, "side_shown": order, **extra}
-        )
-        if outcome == "accepted" and body is not None and self._is_ordinary(question, kind_name):
-            self._mixing.answered(annotator, question, kind_name, body)
+        if known.body is not None:  # otherwise it is done for long: whatever is said, it does not count
+            kind = feedback.kind(known.kind)
+            said["value"] = None if cannot_tell else np.asarray(kind.value(known.body, value)).tolist()
+            order = self._order(question, annotator, kind.sides(known.body), known.again)
+        now = time.time()
+        times = {"started_at": started_at, "answered_at": now if answered_at is None else answered_at}
+        began = self._began_at(question, annotator)
+        said |= {name: min(max(at, began), now) for name, at in {**times, **moments}.items()}
+        outcome, event = self.queue.answer(question, annotator, {**said, "side_shown": order, **extra})
+        if outcome == "accepted" and self._is_ordinary(question, known):
+            self._mixing.answered(annotator, question)
         return outcome, event
+
+    def _began_at(self, question: str, annotator: str) -> float:
+        """The beginning of the lease; 0 where it is over and forgotten."""
+        with self._lock:
+            began = self._began.get((question, annotator))
+        return began if began is not None else self.queue.leased_at(question, annotator) or 0.0
 
     def undo(self, question: str, annotator: str) -> Undoing:
         """As `Queue.undo`."""
@@ -264,13 +282,25 @@ class Labeling:
     # The work behind
 
     def restore(self) -> None:
-        """Put the answers back that the store has lost, from the ledger. To be called before anybody answers:
-        what is lost is seen by the store's newest event.
+        """Put the answers back that the store has lost, from the ledger, and recall who was asked what. To be
+        called before anybody answers: what is lost is seen by the store's newest event.
         """
         if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
             events = list(self.ledger)
             known = {event.question for event in events if event.question in self.queries}
             self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+        if not self._recalled:
+            self._recall()
+
+    def _recall(self) -> None:
+        cursor = "0"
+        while True:
+            events, cursor = self.queue.events(cursor)
+            for event in events:
+                self._mixing.recall(event, event.kind not in PLAYED)
+            if not events:
+                break
+        self._recalled = True
 
     def start(self) -> None:
         """Do `run_once` again and again, in a thread."""
@@ -310,11 +340,28 @@ class Labeling:
         with self._working:
             if not self._recovered:
                 self._recover()
+            self._look_for_losses()
             self._look_at_the_dead()
             self._publish()
             self.ledger.follow(self.queue)
             while self.queue.expire() and not self._stopped.is_set():
                 pass
+            if self._lost:
+                raise ServiceError(self._lost)
+
+    def _look_for_losses(self) -> None:
+        """A store of somebody else's may come back without its latest answers, while we serve."""
+        latest = self.ledger.cursor()
+        if latest == "0" or self.queue.has_event(latest):
+            return
+        if event_key(self.queue.last_event()) < event_key(latest):
+            LOG.warning("the store has lost answers; they are put back from %s", self.ledger.path)
+            self._recover()
+        else:  # it has new ones already, and keeps its answers in their order
+            self._lost = (
+                f"the store has lost answers that {self.ledger.path} has; stop the labeler, empty the store "
+                "and start it again: it is filled from the ledger"
+            )
 
     def _recover(self) -> None:
         """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
@@ -468,29 +515,29 @@ class Labeling:
         more = query.answers_wanted == 1 and self._share("overlap", query.id) < self.overlap
         return query.answers_wanted + more
 
-    def _order(self, question: str, annotator: str, sides: int) -> list[int]:
-        """The options in the order in which this annotator is shown them; reversed when asked again."""
-        again, first = question.endswith(AGAIN), question.removesuffix(AGAIN)
+    def _order(self, question: str, annotator: str, sides: int, again: str = "") -> list[int]:
+        """The options in the order in which this annotator is shown them; reversed when asked `again`."""
         order = list(range(sides))
-        random.Random(self._digest("order", first, annotator)).shuffle(order)
+        random.Random(self._digest("order", again or question, annotator)).shuffle(order)
         return order[::-1] if again else order
 
-    def _is_ordinary(self, question: str, kind: str) -> bool:
+    def _is_ordinary(self, question: str, known: Known) -> bool:
         """Neither gold nor a repeat, nor too much to ask for twice."""
-        if kind in LONG:
-            return False
         is_gold = question in self.queries and self.queries.place(question).gold
-        return not is_gold and not question.endswith(AGAIN)
+        return not (is_gold or known.again or known.kind in PLAYED)
 
     def _mix_in(self, annotator: str, kinds: Sequence[str]) -> None:
         """Give the annotator what it is to be asked again, and gold, among the rest."""
-        if repeats := self._mixing.repeats_due(annotator):
-            self.queue.submit(
-                [
-                    Question(repeat.id + AGAIN, repeat.kind, repeat.body, URGENT, only=[annotator])
-                    for repeat in repeats
-                ]
-            )
+        for first in self._mixing.repeats_due(annotator):
+            known = self._with_body(first)
+            if known is None:  # its clips are on their way
+                continue
+            if known.body is not None:
+                # A name that says nothing, and no other annotator's.
+                id = self._digest("again", first, annotator).hex()[:24]
+                more = Question(id, known.kind, known.body, URGENT, only=[annotator], again=first)
+                self.queue.submit([more])
+            self._mixing.undone(annotator, first)
         for id in self._mixing.gold_for(annotator, kinds):
             lent = self.queue.lend(id, annotator)
             if lent != "refused":
@@ -498,23 +545,41 @@ class Labeling:
             if lent != "had":
                 break
 
-    def _look_up(self, question: str) -> tuple[str, Mapping[str, Any] | None] | None:
+    def _with_body(self, question: str) -> Known | None:
+        """Of what was asked, however long ago; None: not yet. No body: it cannot be had any more."""
+        known = self._look_up(question)
+        if known is not None and known.body is not None:
+            return known
+        try:
+            query = self.queries[question]
+            kind = feedback.kind(query.kind)
+            films = [self.clips.film(footage) for footage in kind.footage(query)]
+            if not all(film.done() for film in films):
+                return None
+            known = Known(query.kind, kind.body(query, [film.result() for film in films]))
+        except Exception as error:
+            LOG.warning("question %s cannot be asked again: %s", question, error)
+            return Known("", None)
+        self._remember(self._bodies, question, known)
+        return known
+
+    def _look_up(self, question: str) -> Known | None:
         with self._lock:
             if (known := self._bodies.get(question)) is not None:
                 return known
         return self.queue.look_up(question)
 
-    def _remember(self, question: str, kind: str, body: Mapping[str, Any]) -> None:
+    def _remember(self, what: OrderedDict[Any, Any], name: Any, value: Any) -> None:
         with self._lock:
-            self._bodies[question] = kind, body
-            self._bodies.move_to_end(question)
-            while len(self._bodies) > BODIES:
-                self._bodies.popitem(last=False)
+            what[name] = value
+            what.move_to_end(name)
+            while len(what) > REMEMBERED:
+                what.popitem(last=False)
 
 
 def learned_from(event: Event) -> bool:
     """Whether an answer is one that learners are given: neither to a gold question nor to a repeat."""
-    return event.gold is None and not event.question.endswith(AGAIN)
+    return event.gold is None and not event.again
 
 
 def _answer(event: Event) -> Answer:
@@ -524,8 +589,6 @@ def _answer(event: Event) -> Answer:
 
 
 def _check(query: Query) -> None:
-    if query.id.endswith(AGAIN):
-        raise ValueError(f"query {query.id}: an id may not end in {AGAIN}")
     if not query.id or len(query.id) > 150 or not query.id.isprintable():
         raise ValueError(f"query: id {query.id!r} is not of 1 to 150 printable characters")
     if query.answers_wanted < 1:

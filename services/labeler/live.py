@@ -28,6 +28,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from services.labeler.access import Limiter, Person, Refused
 from services.labeler.corrections import FOLDER
 from services.labeler.gate import COOKIE, Service, let_in
+from services.labeler.labeling import PLAYED
 from services.labeler.stage import Stage
 from tutelage.errors import ServiceError
 
@@ -68,9 +69,9 @@ async def _play(websocket: WebSocket, labeler: Service, person: Person, question
     began_at = time.time()
     if question not in await labeler.do(labeler.labeling.beat, person.name, [question]):
         raise Over("this question is not yours, or no longer; load the page again")
-    kind, body = await labeler.do(labeler.labeling.queue.look_up, question) or ("", None)
-    if kind != "demonstration" or body is None:
-        raise Over(f"question: a {kind} is not played")
+    known = await labeler.do(labeler.labeling.queue.look_up, question)
+    if known is None or known.kind not in PLAYED or known.body is None:
+        raise Over(f"question: a {known.kind if known else 'lost one'} is not played")
 
     async def still_there() -> None:
         if question not in await labeler.do(labeler.labeling.beat, person.name, [question]):
@@ -85,6 +86,7 @@ async def _play(websocket: WebSocket, labeler: Service, person: Person, question
             said["played"],
             started_at=began_at,
             extra=more,
+            played=True,
         )
         if outcome not in ("accepted", "duplicate"):
             raise Over("it could not be kept: the question is no longer yours")
@@ -93,7 +95,7 @@ async def _play(websocket: WebSocket, labeler: Service, person: Person, question
         await websocket.send_json({"state": "ended", "step": more["steps"], "kept": True})
         raise Over(code=GONE)
 
-    async with labeler.stages.open(person.name, {"play": body}) as stage:
+    async with labeler.stages.open(person.name, {"play": known.body}) as stage:
         await _Performance(websocket, labeler, stage, still_there, played, IDLE_S).run()
 
 

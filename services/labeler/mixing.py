@@ -1,16 +1,16 @@
 """What annotators are asked besides: questions with a known answer, and their own once more.
 
 Both measure the annotator and are not learned from. Which of an annotator's answers bring them about is drawn
-by a function of question and annotator, so that it is the same whatever the order; what was drawn and not
-asked yet is forgotten with the process.
+by a function of question and annotator, so that it is the same whatever the order, and after a restart.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from services.labeler.queue import Event
 
 AFTER = 20
 """Answers to other questions before one is asked again."""
@@ -18,11 +18,9 @@ AFTER = 20
 
 @dataclass(frozen=True)
 class Repeat:
-    """A question that its annotator is to be asked again. Made by: `Mixing`. Eaten by: `Labeling`."""
+    """A question that its annotator is to be asked again. Made and eaten by: `Mixing`."""
 
     id: str
-    kind: str
-    body: Mapping[str, Any]
     after: int  # answers of the annotator
 
 
@@ -47,28 +45,38 @@ class Mixing:
         with self._lock:
             self._gold[id] = kind
 
-    def answered(self, annotator: str, question: str, kind: str, body: Mapping[str, Any]) -> None:
+    def recall(self, event: Event, is_ordinary: bool) -> None:
+        """Something that happened before this process began."""
+        if event.type == "undo":
+            self.undone(event.annotator, event.question)
+        elif event.gold is not None:
+            self.had(event.annotator, event.question)
+        elif event.again:
+            self.undone(event.annotator, event.again)  # it has been asked
+        elif is_ordinary:
+            self.answered(event.annotator, event.question)
+
+    def answered(self, annotator: str, question: str) -> None:
         """An ordinary question was."""
         with self._lock:
             who = self._of(annotator)
             who.answers += 1
             if self._share("repeat", question, annotator) < self._repeats:
-                who.repeats.append(Repeat(question, kind, body, who.answers + AFTER))
+                who.repeats.append(Repeat(question, who.answers + AFTER))
             if self._share("gold", question, annotator) < self._gold_share:
                 who.gold_due += 1
 
     def undone(self, annotator: str, question: str) -> None:
+        """It is not to be asked again."""
         with self._lock:
             who = self._of(annotator)
             who.repeats = [repeat for repeat in who.repeats if repeat.id != question]
 
-    def repeats_due(self, annotator: str) -> list[Repeat]:
-        """Those whose time has come; they are forgotten here."""
+    def repeats_due(self, annotator: str) -> list[str]:
+        """The questions whose time to be asked again has come, until they are `undone`."""
         with self._lock:
             who = self._of(annotator)
-            due = [repeat for repeat in who.repeats if repeat.after <= who.answers]
-            who.repeats = [repeat for repeat in who.repeats if repeat.after > who.answers]
-            return due
+            return [repeat.id for repeat in who.repeats if repeat.after <= who.answers]
 
     def gold_for(self, annotator: str, kinds: Sequence[str] = ()) -> list[str]:
         """Gold questions that it may not have had, in an order of its own; none where none is due."""

@@ -64,7 +64,8 @@ class Leased(BaseModel):
 
 
 Moment = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
-"""Seconds since the epoch, by the clock of who says it."""
+"""Seconds since the epoch, by the clock of who says it, which `sent_at` sets right."""
+MOMENTS = ("shown_at", "answered_at", "first_played_at", "first_key_at")
 
 
 class Answering(BaseModel):
@@ -72,6 +73,8 @@ class Answering(BaseModel):
     value: Any = None
     cannot_tell: bool = False
     shown_at: Moment | None = None
+    answered_at: Moment | None = None
+    sent_at: Moment | None = None
     first_played_at: Moment | None = None
     first_key_at: Moment | None = None
 
@@ -193,18 +196,16 @@ async def answer(said: Answering, person: Annotator, labeler: Labeler) -> Answer
 
 def _answer(said: Answering, person: Person, labeler: Service) -> tuple[Outcome, int]:
     now = time.time()
-    moments = {
-        name: moment
-        for name in ("first_played_at", "first_key_at")
-        if (moment := getattr(said, name)) is not None
-    }
+    fast = said.sent_at - now if said.sent_at is not None else 0.0  # the clock of who says it
+    moments = {name: at - fast for name in MOMENTS if (at := getattr(said, name)) is not None}
     outcome, event = labeler.labeling.answer(
         said.question,
         person.name,
         said.value,
         cannot_tell=said.cannot_tell,
-        started_at=now if said.shown_at is None else min(said.shown_at, now),
-        extra=moments,
+        started_at=moments.pop("shown_at", now),
+        answered_at=moments.pop("answered_at", now),
+        moments=moments,
     )
     if outcome == "accepted":
         labeler.statistics.expect(person.name, said.question, event)

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from google.protobuf.message import DecodeError
 
 from services.labeler.messages import query_message, query_of
+from tutelage.disk import sync_folder
 from tutelage.errors import ServiceError
 from tutelage.proto.tutelage.v1 import labeler_pb2 as pb
 from tutelage.types import Query
@@ -52,7 +53,7 @@ class Queries:
         is_new = not self.path.exists()
         self._file: BinaryIO = self.path.open("a+b")
         if is_new:
-            _sync_folder(folder)
+            sync_folder(folder)
         self._end = self._read_all()
         self._file.truncate(self._end)
 
@@ -165,11 +166,3 @@ def _has_record(data: bytes) -> bool:
         if may_be and zlib.crc32(view[begin:end]) == checksum:
             return True
     return False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,7 @@
 -- The labeler's queue: every change of it is one of these functions, so that none is ever half made.
 -- `services.labeler.queue` says what they are for. KEYS[1] is the prefix of all keys, in one {hash tag}.
 --
---   :query:ID     hash     kind body gold member score at wanted answered leased broken state only never
+--   :query:ID     hash     kind body gold again member score at wanted answered leased broken state only never
 --   :with:ID      hash     annotator -> "lease", "answer:EVENT", "skip"
 --   :open         zset     what anybody can lease, best first; the member ends in ID
 --   :open:WHO     zset     likewise, what is only for some
@@ -91,16 +91,21 @@ local function expire(p, now)
   return #late
 end
 
--- The answer of WHO is there: the question is done once it has all that were wanted.
-local function settle(p, id, who, event)
-  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
-  local answered = redis.call('HINCRBY', query_key(p, id), 'answered', 1)
-  local got = redis.call('HMGET', query_key(p, id), 'state', 'wanted')
-  if (got[1] == 'open' or got[1] == 'restored') and answered >= tonumber(got[2]) then
+-- The question is done once it has all the answers that were wanted.
+local function close(p, id)
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'wanted', 'answered')
+  if (got[1] == 'open' or got[1] == 'restored') and tonumber(got[3]) >= tonumber(got[2]) then
     redis.call('HSET', query_key(p, id), 'state', 'done')
     redis.call('ZADD', p .. ':finished', now_ms(), id)
   end
   index(p, id)
+end
+
+-- The answer of WHO is there.
+local function settle(p, id, who, event)
+  redis.call('HSET', with_key(p, id), who, 'answer:' .. event)
+  redis.call('HINCRBY', query_key(p, id), 'answered', 1)
+  close(p, id)
 end
 
 -- An answer does not count any more: the question is asked again, or once it is submitted if its body is gone.
@@ -131,9 +136,9 @@ local function may_take(p, id, who, kinds)
 end
 
 local function shown(p, id, who)
-  local got = redis.call('HMGET', query_key(p, id), 'kind', 'body')
+  local got = redis.call('HMGET', query_key(p, id), 'kind', 'body', 'again')
   return {id, got[1], got[2], redis.call('ZSCORE', p .. ':leases', id .. '\n' .. who),
-    redis.call('ZSCORE', p .. ':held:' .. who, id)}
+    redis.call('ZSCORE', p .. ':held:' .. who, id), got[3] or ''}
 end
 
 -- The best open questions one at a time: SCANNED of those for all, and of those for WHO alone; and as many of
@@ -177,8 +182,8 @@ local function best_first(p, who)
   return next_member, remember
 end
 
--- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE -> 1, or 0 where it is there already, or was withdrawn before it
--- came. STATE is "open", or "kept" for one that is only lent
+-- ID KIND BODY SCORE WANTED ONLY NEVER GOLD STATE AGAIN -> 1, or 0 where it is there already, or was withdrawn
+-- before it came. STATE is "open", or "kept" for one that is only lent
 local function submit(keys, args)
   local p, id = keys[1], args[1]
   local key, state = query_key(p, id), redis.call('HGET', query_key(p, id), 'state')
@@ -189,7 +194,8 @@ local function submit(keys, args)
     redis.call('HSET', key, 'member', member, 'answered', 0, 'leased', 0)
   end
   redis.call('HSET', key, 'kind', args[2], 'body', args[3], 'score', args[4], 'wanted', args[5], 'only', args[6],
-    'never', args[7], 'gold', args[8], 'at', now_ms(), 'broken', 0, 'state', args[9], 'asked', args[9])
+    'never', args[7], 'gold', args[8], 'at', now_ms(), 'broken', 0, 'state', args[9], 'asked', args[9],
+    'again', args[10])
   index(p, id)
   return 1
 end
@@ -273,9 +279,9 @@ local function answer(keys, args)
       return {'lost', ''}
     end
   end
-  local got = redis.call('HMGET', query_key(p, id), 'kind', 'gold')
+  local got = redis.call('HMGET', query_key(p, id), 'kind', 'gold', 'again')
   local event = redis.call('XADD', p .. ':answers', '*', 'type', 'answer', 'id', id, 'kind', got[1],
-    'who', who, 'body', args[3], 'gold', got[2])
+    'who', who, 'body', args[3], 'gold', got[2], 'again', got[3] or '')
   settle(p, id, who, event)
   count(p, 'answered')
   return {'accepted', event}
@@ -286,10 +292,11 @@ local function undo(keys, args)
   local p, id, who = keys[1], args[1], args[2]
   local with = redis.call('HGET', with_key(p, id), who)
   if not with or string.sub(with, 1, 7) ~= 'answer:' then return {'unknown', ''} end
-  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body')
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body', 'again')
   if not got[3] or is_banned(p, who) then return {'late', ''} end
   local event = string.sub(with, 8)
-  redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event)
+  redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event,
+    'again', got[4] or '')
   unsettle(p, id)
   local now = now_ms()
   take_lease(p, id, who, now, now + tonumber(args[3]))
@@ -334,7 +341,7 @@ local function requeue(keys, args)
   for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
     if redis.call('HGET', with_key(p, id), who) == 'skip' then redis.call('HDEL', with_key(p, id), who) end
   end
-  index(p, id)
+  close(p, id)
   return 1
 end
 
@@ -367,14 +374,15 @@ local function ban(keys, args)
   return 1
 end
 
--- EVENT ID KIND WHO UNDOES BODY GOLD WANTED -> 1, or 0 where it is there: an event of the ledger, put back. A
--- question that wants more answers is asked again once it is submitted
+-- EVENT ID KIND WHO UNDOES BODY GOLD WANTED AGAIN -> 1, or 0 where it is there: an event of the ledger, put
+-- back. A question that wants more answers is asked again once it is submitted
 local function restore(keys, args)
   local p, event, id, who, undoes = keys[1], args[1], args[2], args[4], args[5]
   local with = redis.call('HGET', with_key(p, id), who)
   if undoes ~= '' then
     if with ~= 'answer:' .. undoes then return 0 end
-    redis.call('XADD', p .. ':answers', event, 'type', 'undo', 'id', id, 'kind', args[3], 'who', who, 'undoes', undoes)
+    redis.call('XADD', p .. ':answers', event, 'type', 'undo', 'id', id, 'kind', args[3], 'who', who, 'undoes', undoes,
+      'again', args[9])
     unsettle(p, id)
     redis.call('HDEL', with_key(p, id), who)
     index(p, id)
@@ -389,10 +397,11 @@ local function restore(keys, args)
   if redis.call('EXISTS', query_key(p, id)) == 0 then
     local member = string.format('%014d:%s', redis.call('HINCRBY', p .. ':counts', 'submitted', 1), id)
     redis.call('HSET', query_key(p, id), 'kind', args[3], 'score', 0, 'wanted', args[8], 'only', '', 'never', '',
-      'gold', args[7], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'restored')
+      'gold', args[7], 'member', member, 'at', now_ms(), 'answered', 0, 'leased', 0, 'broken', 0, 'state', 'restored',
+      'again', args[9])
   end
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
-    'body', args[6], 'gold', args[7])
+    'body', args[6], 'gold', args[7], 'again', args[9])
   settle(p, id, who, event)
   count(p, 'answered')
   return 1

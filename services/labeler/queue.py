@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import redis
 
@@ -49,6 +49,7 @@ class Question:
     never: Sequence[str] = ()  # annotators who may not
     gold: Any = None  # the known answer, JSON: it measures the annotator and is not learned from
     kept: bool = False  # leased by `lend` only, to any number of annotators
+    again: str = ""  # the id of the question that this one asks once more
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Lease:
     body: Mapping[str, Any]
     ends_at: float  # seconds since the epoch, by the store's clock
     began_at: float = 0.0  # likewise
+    again: str = ""  # as of the question
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Event:
     body: Mapping[str, Any] = field(default_factory=dict)  # of an answer
     gold: Any = None  # the known answer, where the question had one
     undoes: str = ""  # the event of the answer that does not count any more
+    again: str = ""  # the question that this one asks once more: it measures the annotator as well
+
+
+class Known(NamedTuple):
+    """What there is of a question. Made by: the queue. Eaten by: the service."""
+
+    kind: str
+    body: Mapping[str, Any] | None  # None: it was done a while ago
+    again: str = ""  # as of the question
 
 
 class Queue:
@@ -203,11 +214,18 @@ class Queue:
         dead = self.dead()
         return [id for id, state in self.states(ids).items() if state in ("", "restored") and id not in dead]
 
-    def look_up(self, question: str) -> tuple[str, Mapping[str, Any] | None] | None:
-        """Its kind and body, which is None a while after it is done; None where there is no such question."""
-        fields: Any = self._store.hmget(f"{self._prefix}:query:{question}", ["kind", "body"])
-        kind, body = fields
-        return None if kind is None else (_text(kind), None if body is None else json.loads(body))
+    def look_up(self, question: str) -> Known | None:
+        """What there is of it; None where there is no such question."""
+        fields: Any = self._store.hmget(f"{self._prefix}:query:{question}", ["kind", "body", "again"])
+        kind, body, again = fields
+        if kind is None:
+            return None
+        return Known(_text(kind), None if body is None else json.loads(body), _text(again or b""))
+
+    def leased_at(self, question: str, annotator: str) -> float | None:
+        """Since when the annotator has it, in seconds since the epoch; None: it has not."""
+        began_us: Any = self._store.zscore(f"{self._prefix}:held:{annotator}", question)
+        return None if began_us is None else began_us / 1e6
 
     def dead(self) -> dict[str, str]:
         """Why, by the ids of those that nobody could answer."""
@@ -264,6 +282,10 @@ class Queue:
         newest: Any = self._store.xrevrange(f"{self._prefix}:answers", count=1)
         return _text(newest[0][0]) if newest else "0"
 
+    def has_event(self, id: str) -> bool:
+        """Whether it was not lost."""
+        return bool(self._store.xrange(f"{self._prefix}:answers", id, id))
+
     def restore(self, events: Sequence[Event], wanted: int | Mapping[str, int] = 1) -> int:
         """Put the events of a ledger back that a store has lost; returns how many there were.
 
@@ -276,6 +298,7 @@ class Queue:
                 *("restore", event.id, event.question, event.kind, event.annotator, event.undoes),
                 *(_json(event.body), _json(event.gold) if event.gold is not None else ""),
                 wanted if isinstance(wanted, int) else wanted.get(event.question, 1),
+                event.again,
             )
             for event in events
             if event_key(event.id) > last
@@ -299,6 +322,7 @@ def _arguments(question: Question) -> Iterator[Any]:
     yield from (_names(question.only), _names(question.never))
     yield "" if question.gold is None else _json(question.gold)
     yield "kept" if question.kept else "open"
+    yield question.again
 
 
 def _check_name(what: str, name: str) -> None:
@@ -323,9 +347,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _lease(question: bytes, kind: bytes, body: bytes, ends_ms: bytes, began_us: bytes) -> Lease:
+def _lease(question: bytes, kind: bytes, body: bytes, ends_ms: bytes, began_us: bytes, again: bytes) -> Lease:
     ends_at, began_at = float(ends_ms) / 1000, float(began_us) // 1000 / 1000
-    return Lease(_text(question), _text(kind), json.loads(body), ends_at, began_at)
+    return Lease(_text(question), _text(kind), json.loads(body), ends_at, began_at, _text(again))
 
 
 def _event(entry: Any) -> Event:
@@ -340,4 +364,5 @@ def _event(entry: Any) -> Event:
         body=json.loads(said.get("body") or "{}"),
         gold=json.loads(said["gold"]) if said.get("gold") else None,
         undoes=said.get("undoes", ""),
+        again=said.get("again", ""),
     )

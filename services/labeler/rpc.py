@@ -14,7 +14,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -96,9 +96,9 @@ class Calls:
         return pb.LeaseReply(assignments=[self._assignment(one, caller) for one in assigned])
 
     def _assignment(self, one: Assignment, caller: Caller) -> pb.Assignment:
-        query = self.labeling.query(one.id)
-        if caller.role == "annotator":
-            query = without_rewards(query)
+        query = self.labeling.query(one.query)
+        if caller.role == "annotator":  # is not told that it is asked again, either
+            query = replace(without_rewards(query), id=one.id)
         return pb.Assignment(
             id=one.id,
             kind=one.kind,

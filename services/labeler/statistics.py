@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from expert_oracle import feedback
-from services.labeler.agreement import Z_999, Alpha, wilson
-from services.labeler.labeling import AGAIN
+from services.labeler.agreement import Z_999, Alpha, IntervalAlpha, wilson
+from services.labeler.labeling import PLAYED
 from services.labeler.queue import Event, Queue
 
 ALIKE = 0.75
@@ -32,11 +32,15 @@ MIN_GOLD, GOOD_GOLD = 8, 0.7
 MIN_SIDED = 20
 
 
+class Scale(tuple[float, ...]):
+    """Numbers that can be more or less alike."""
+
+
 class Said(NamedTuple):
     """What is kept of an answer, to take it back again."""
 
     event: str
-    judgement: Hashable  # for agreement; None: none
+    judgement: Hashable  # for agreement, a tuple of numbers on a scale; None: none
     right: bool | None  # of a question whose answer was known
     consistent: bool | None  # of a question that was asked again
     first: bool | None  # it went to what was shown first; None: to none or several
@@ -109,7 +113,7 @@ class Statistics:
         self._said: dict[tuple[str, str], Said] = {}  # by question and annotator
         self._ahead: defaultdict[str, set[str]] = defaultdict(set)  # by annotator: questions not counted yet
         self._people: defaultdict[str, Person] = defaultdict(Person)
-        self._alpha: defaultdict[str, Alpha] = defaultdict(Alpha)
+        self._alpha: dict[str, Alpha | IntervalAlpha] = {}
         self._times: deque[float] = deque()  # of answers within RATE_S
 
     def follow(self) -> None:
@@ -159,8 +163,15 @@ class Statistics:
         if 0 < took < LONGEST_S:
             person.seconds.append(took)
         if said.judgement is not None:
-            self._alpha[event.kind].add(event.question, said.judgement)
+            self._alpha_of(event.kind, said.judgement).add(event.question, said.judgement)
         return None
+
+    def _alpha_of(self, kind: str, judgement: Hashable) -> Any:
+        """Of vectors those of the same length are compared."""
+        if isinstance(judgement, Scale):
+            size = f" of {len(judgement)}" if len(judgement) > 1 else ""
+            return self._alpha.setdefault(f"{kind}{size} (interval)", IntervalAlpha())
+        return self._alpha.setdefault(kind, Alpha())
 
     def _take_back(self, event: Event, person: Person) -> None:
         key = event.question, event.annotator
@@ -170,19 +181,18 @@ class Statistics:
         del self._said[key]
         person.count(said, -1)
         if said.judgement is not None:
-            self._alpha[event.kind].remove(event.question, said.judgement)
+            self._alpha_of(event.kind, said.judgement).remove(event.question, said.judgement)
 
     def _weighed(self, event: Event) -> Said:
         value, unsure = event.body.get("value"), bool(event.body.get("cannot_tell"))
         sides = [] if unsure else event.body.get("side_shown") or []
         best = _best(value, sides)
-        again = event.question.endswith(AGAIN)
         first = best[0] == sides[0] if best is not None and len(sides) == 2 and len(best) == 1 else None
         return Said(
             event=event.id,
-            judgement=None if unsure or again else best if best is not None else _plain(value),
+            judgement=None if unsure or event.again else best or _plain(event.kind, value),
             right=None if event.gold is None else not unsure and _alike(event.kind, value, event.gold),
-            consistent=self._consistent(event) if again and not unsure else None,
+            consistent=self._consistent(event) if event.again and not unsure else None,
             first=first,
             tie=best is not None and len(best) > 1,
             cannot_tell=unsure,
@@ -190,7 +200,7 @@ class Statistics:
 
     def _consistent(self, event: Event) -> bool | None:
         """Whether the answer is that which the annotator gave first; None where there is none any more."""
-        before = self._said.get((event.question.removesuffix(AGAIN), event.annotator))
+        before = self._said.get((event.again, event.annotator))
         if before is None or before.cannot_tell:
             return None
         events, _ = self._queue.events(_before(before.event), limit=1)
@@ -272,12 +282,13 @@ def _best(value: Any, sides: Any) -> tuple[int, ...] | None:
     return tuple(k for k, weight in enumerate(value) if weight == max(value))
 
 
-def _plain(value: Any) -> Hashable:
-    """An answer that is one whole number, such as a key, or a half, as steps of a scale are; others are not
-    compared as they are."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return float(value) if isinstance(value, int | float) and float(2 * value).is_integer() else None
+def _plain(kind: str, value: Any) -> Hashable:
+    """A key that was pressed, or numbers on a scale; others are not compared."""
+    if isinstance(value, int | float):
+        return float(value)
+    if kind in PLAYED or not isinstance(value, list) or not value:
+        return None
+    return Scale(value) if all(isinstance(number, int | float) for number in value) else None
 
 
 def _alike(kind: str, one: Any, other: Any) -> bool:

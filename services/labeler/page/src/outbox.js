@@ -96,7 +96,7 @@ export class Outbox {
       const { tried, undo, ...answer } = next;
       if (!tried) write(this.key, JSON.stringify([{ ...next, tried: true }, ...this.waiting.slice(1)]));
       try {
-        const said = await (undo ? post("/api/undo", answer) : post("/api/answer", answer));
+        const said = await (undo ? post("/api/undo", answer) : post("/api/answer", { ...answer, sent_at: Date.now() / 1000 }));
         this.told.delivered(next, said);
       } catch (fault) {
         this.fault = fault.message;

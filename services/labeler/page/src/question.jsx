@@ -37,7 +37,7 @@ export function Question({ question, shown, active, said, skipped, broken }) {
 
   const say = (answer) => {
     if (!shown || Date.now() - 1000 * moments.current.shown_at < TOO_SOON_MS) return;
-    said({ question: question.id, value: null, cannot_tell: false, ...answer, ...moments.current });
+    said({ question: question.id, value: null, cannot_tell: false, ...answer, ...moments.current, answered_at: Date.now() / 1000 });
   };
   const cannotTell = () => say({ cannot_tell: true });
 
