@@ -79,7 +79,9 @@ def test_questions_wait_on_the_disk_for_their_answers(tmp_path):
             for one, other in zip(again.options, asked.options, strict=True):
                 np.testing.assert_array_equal(one.prefix, other.prefix)
     data.hear([pairs[1][1]])
-    np.testing.assert_array_equal(data.compared().ended[1, 0], [False, False, True, True, True])
+    ended = data.compared().ended
+    assert ended is not None
+    np.testing.assert_array_equal(ended[1, 0], [False, False, True, True, True])
     np.testing.assert_array_equal(data.compared().rows, [0, 1])
 
 

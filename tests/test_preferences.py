@@ -178,4 +178,5 @@ def test_what_is_wrong_is_named(changes, words):
 
 def test_the_steps_over_which_to_ask_are_those_of_the_run():
     config = build_config(load_config("preference-pendulum", ["stop.env_steps=5000"]))
+    assert isinstance(config.learning_method, Preference)
     assert config.learning_method.ask_until == 5000

@@ -44,6 +44,8 @@ def test_after_the_end_of_the_task_the_last_state_repeats_and_is_worth_nothing()
     ended = [one for one in segments if one.played is not None]
     assert len(ended) > 10
     for one in ended:
+        assert one.played is not None
+        assert one.rewards is not None
         played = slice(one.played)
         episode = replay(one.recipe, one.seed, np.concatenate([one.prefix, one.actions[played]]))
         assert episode.terminated

@@ -6,13 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_oracle.synthetic import TEACHERS, Teacher
-from expert_oracle.synthetic import synthetic as teacher
+from expert_oracle.synthetic import TEACHERS, Teacher, synthetic
 from tutelage.errors import ConfigError
 from tutelage.protocols import Labeler
 from tutelage.types import EnvRecipe, Query, Segment
 
 N = 4000
+
+
+def teacher(kind: str = "oracle", **settings) -> Teacher:
+    one = synthetic(kind, **settings)
+    assert isinstance(one, Teacher)
+    return one
 
 
 def pairs(seed=0, L=10):
