@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -82,6 +83,7 @@ class TrainerConfig(AlgorithmConfig):
         self.env_backend = "sync"
         self.run_directory: str | None = None
         self._training_given: set[str] = set()
+        self._method_given: dict[str, Any] = {}
 
     # Fluent methods: the sections of a configuration file
 
@@ -90,11 +92,19 @@ class TrainerConfig(AlgorithmConfig):
 
         Also sets the method's vetted `training` values, where none were given.
         """
-        self.method_name = name
+        self.method_name, self._method_given = name, dict(settings)
         self.learning_method = make_method(name, settings)
         defaults = {k: v for k, v in self.learning_method.training.items() if k not in self._training_given}
         super().training(**defaults)
+        self._suit_people()
         return self
+
+    def _suit_people(self) -> None:
+        """The method's defaults for an expert that is people."""
+        method, expert = self.learning_method, self.oracle_spec
+        if method is not None and expert is not None and expert.asks_people:
+            settings = {**method.with_people, **self._method_given}
+            self.learning_method = dataclasses.replace(method, **settings)
 
     def training(self, **settings: Any) -> TrainerConfig:
         self._training_given |= set(settings)
@@ -140,6 +150,7 @@ class TrainerConfig(AlgorithmConfig):
             word = known.oracle if oracle is NOT_GIVEN else (oracle or "")
             given = known.arguments if arguments is NOT_GIVEN else (arguments or {})
             self.oracle_spec = OracleSpec(word, dict(given)) if word or given else None
+            self._suit_people()
         if label_batch is not NOT_GIVEN:
             self.label_batch = label_batch
         if max_unlabelled is not NOT_GIVEN:

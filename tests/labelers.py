@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,15 @@ def texts(n: int, *, first: int = 0, **settings: Any) -> list[Query]:
         Query(f"q{i}", "text", [f"one {i}", f"two {i}"], {"prompt": "Say something"}, **settings)
         for i in range(first, first + n)
     ]
+
+
+def wait_for(true: Callable[[], Any], deadline_s: float = 120.0) -> Any:
+    """What `true` says once it is true."""
+    deadline = time.monotonic() + deadline_s
+    while not (said := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return said
 
 
 @contextlib.contextmanager

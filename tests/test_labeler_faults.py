@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
 from services.labeler.serve import invite_command, queue_name
 from services.labeler.valkey import Embedded
-from tests.labelers import Page, page, process, program, served, texts
+from tests.labelers import Page, page, process, program, served, texts, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +70,7 @@ def test_a_late_answer_after_the_question_went_to_somebody_else_does_not_count(t
         ask(running, 1)
         anna, bert = page(running), page(running, "bert")
         assert anna.do("lease", n=1)["questions"]
-        while not bert.do("lease", n=1)["questions"]:  # anna is gone
-            time.sleep(0.02)
+        wait_for(lambda: bert.do("lease", n=1)["questions"])  # anna is gone
         late = anna.do("answer", question="q0", value=[1, 0])["outcome"]
         assert bert.do("answer", question="q0", value=[0, 1])["outcome"] == "accepted"
         assert late == "lost" or running.labeling.queue.counts()["expired"] > 1  # bert was slow as well
@@ -91,15 +91,16 @@ def test_a_page_that_beats_keeps_its_questions(tmp_path):
 
 def insist(call):
     """Until the service says something: pages try again, too."""
-    while True:
-        try:
+
+    def tried():
+        with suppress(httpx.TransportError):
             answer = call()
             if answer.status_code == 200:
-                return answer.json()
+                return answer
             assert answer.status_code == 503, answer.text
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
+        return None
+
+    return wait_for(tried).json()
 
 
 def answer_all(client, outcomes, done):
@@ -130,15 +131,15 @@ def test_a_thousand_answers_of_eight_survive_the_death_of_the_service(tmp_path):
         for thread in threads:
             thread.start()
         for _ in range(200):
-            done.acquire()
+            assert done.acquire(timeout=120)
         server.kill()
-        server.wait()
+        server.wait(60)
     with process(tmp_path, 1000, url.partition("//")[2]) as (server, again):
         assert again == url
         for thread in threads:
-            thread.join()
+            thread.join(240)
         server.terminate()
-        assert server.wait() == 0
+        assert server.wait(60) == 0
     with Embedded(tmp_path / "store") as store:
         queue = Queue(store.client(), queue_name(tmp_path, secret_of(tmp_path)))
         assert answers_of(queue) == {f"q{i}": 1 for i in range(1000)}
@@ -156,10 +157,10 @@ def test_answers_survive_the_death_of_the_store_while_it_serves(tmp_path):
         for thread in threads:
             thread.start()
         for _ in range(100):
-            done.acquire()
+            assert done.acquire(timeout=120)
         os.kill(Embedded(tmp_path / "store").pid(), signal.SIGKILL)
         for thread in threads:
-            thread.join()
+            thread.join(240)
         queue = running.labeling.queue
         assert answers_of(queue) == {f"q{i}": 1 for i in range(300)}
         events = queue.events(limit=2000)[0]
@@ -188,19 +189,14 @@ def test_a_full_disk_keeps_answers_in_the_queue_until_the_ledger_has_room(tmp_pa
         while leased := anna.do("lease", n=10)["questions"]:
             for question in leased:
                 assert anna.do("answer", question=question["id"], value=[1, 0])["outcome"] == "accepted"
-        while not any(
-            "answers.jsonl cannot be written" in alert
-            for alert in boss.get("/api/operator/statistics").json()["alerts"]
-        ):
-            time.sleep(0.05)
+        wait_for(lambda: "answers.jsonl cannot be written" in boss.get("/api/operator/statistics").text)
         assert len(list(Ledger(tmp_path / "answers.jsonl"))) < 60
         server.send_signal(signal.SIGUSR2)
-        while len(list(Ledger(tmp_path / "answers.jsonl"))) < 60:
-            time.sleep(0.05)
+        wait_for(lambda: len(list(Ledger(tmp_path / "answers.jsonl"))) == 60)
         queue = Queue(Embedded(tmp_path / "store").client(), queue_name(tmp_path, secret_of(tmp_path)))
         assert list(Ledger(tmp_path / "answers.jsonl")) == queue.events()[0]
         server.terminate()
-        assert server.wait() == 0
+        assert server.wait(60) == 0
 
 
 def test_clips_that_are_long_in_filming_hold_up_nothing_else(tmp_path, monkeypatch):
@@ -208,7 +204,7 @@ def test_clips_that_are_long_in_filming_hold_up_nothing_else(tmp_path, monkeypat
 
     def path(name):
         begun.release()
-        over.wait()
+        over.wait(120)
 
     with served(tmp_path) as running:
         ask(running, 1)
@@ -216,7 +212,7 @@ def test_clips_that_are_long_in_filming_hold_up_nothing_else(tmp_path, monkeypat
         anna, bert = page(running), page(running, "bert")
         with ThreadPoolExecutor(40) as threads:
             waiting = [threads.submit(anna.get, f"/clips/{n}") for n in range(40)]
-            begun.acquire()
+            assert begun.acquire(timeout=120)
             os.kill(Embedded(tmp_path / "store").pid(), signal.SIGKILL)
             try:
                 assert insist(lambda: bert.post("/api/lease", json={}))["questions"]
@@ -242,11 +238,11 @@ def test_sigterm_ends_it_though_pages_are_listening(tmp_path):
                 for path in ("/api/events", "/api/events", "/api/operator/events")
             ]
             for _ in range(6):
-                heard.acquire()
+                assert heard.acquire(timeout=120)
             server.terminate()
-            said, errors = server.communicate()
+            said, errors = server.communicate(timeout=60)
             for stream in streams:
-                stream.result()  # it ended as a stream should
+                stream.result(60)  # it ended as a stream should
     assert server.returncode == 0
     assert said.splitlines()[-1] == "stopping"
     assert errors == ""  # nothing had to be cut off

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
 from services.labeler.serve import queue_name, secret_of
 from services.labeler.valkey import Embedded
+from tests.labelers import wait_for
 from tests.test_labeling import texts
 
 N, WORKERS = 1000, 8
@@ -89,7 +89,7 @@ def test_a_thousand_answers_of_eight_while_service_and_store_are_killed(tmp_path
         ledger = Ledger(folder / "answers.jsonl")
         wait_for(lambda: len(list(ledger)) > N // 10)
         processes[0].send_signal(signal.SIGKILL)
-        processes[0].wait()
+        processes[0].wait(60)
         processes.append(serve(folder, port))
         wait_for(lambda: len(list(ledger)) > N // 3)
         os.kill(Embedded(folder / "store").pid(), signal.SIGKILL)
@@ -108,10 +108,3 @@ def test_a_thousand_answers_of_eight_while_service_and_store_are_killed(tmp_path
     total = sum(outcomes, Counter())
     assert total["accepted"] + total["duplicate"] == N
     assert total["lost"] == total["unknown"] == 0
-
-
-def wait_for(true):
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

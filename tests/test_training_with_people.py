@@ -13,17 +13,18 @@ import pytest
 
 from expert_oracle.human import context_of
 from expert_oracle.loading import OracleSpec
+from services.labeler import beside as beside_module
 from services.labeler.answering import worker
 from services.labeler.beside import GRPC, beside
 from services.labeler.ledger import Ledger
 from services.overrides import load_config
 from services.run_directory import RunDirectory
 from services.settings import preflight
-from tutelage.errors import ConfigError, Unreachable
+from tutelage.errors import ConfigError, ServiceError, Unreachable
 from tutelage.types import EnvRecipe
 
 SETTINGS = [
-    *("expert.oracle=human", "method.beta=0", "run.episodes=5", "evaluation.evaluation_duration=5"),
+    *("expert.oracle=human", "run.episodes=5", "evaluation.evaluation_duration=5"),
     *("env_runners.rollout_fragment_length=40", "stop.expert_labels=80"),
 ]
 
@@ -123,6 +124,33 @@ def test_what_the_page_needs_to_know_of_an_environment():
     assert pendulum["space"] == {"low": [-2.0], "high": [2.0]}
     assert pendulum["draw"] == {"id": "Pendulum-v1", "kwargs": {"g": 9.0}}
     assert "draw" not in of("LunarLander-v3")
+
+
+def test_a_labeler_that_never_answers_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    mute = tmp_path / "mute"
+    mute.write_text("#!/bin/sh\nexec sleep 600\n")
+    mute.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(mute))
+    monkeypatch.setattr(beside_module, "START_S", 0.5)
+    with (
+        pytest.raises(ServiceError, match=r"does not answer after 0 s \(see .*service.log\)"),
+        beside(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "beta"),
+    [
+        (["expert.oracle=human"], 0),
+        (["expert.oracle=human", "method.beta=0.5"], 0.5),
+        ([], 1),
+    ],
+)
+def test_people_do_not_act_in_the_first_round_unless_they_are_told_to(settings, beta):
+    method = preflight(load_config("dagger-cartpole", settings)).learning_method
+    assert method is not None
+    assert method.beta_at(0) == beta
 
 
 @pytest.mark.parametrize(

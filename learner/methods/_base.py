@@ -93,6 +93,7 @@ class Method:
     needs_value: ClassVar[bool] = False
     training: ClassVar[Mapping[str, Any]] = {}  # vetted defaults of the section `training`
     model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
+    with_people: ClassVar[Mapping[str, Any]] = {}  # defaults of settings where the expert is people
     needs_labeler: ClassVar[bool] = False  # somebody who compares segments
     needs_supervisor: ClassVar[bool] = False  # an expert that takes over by itself
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest values of settings

@@ -5,12 +5,14 @@ D_i = {(s, π*(s))} of the states visited, D ← D ∪ D_i, train π̂_{i+1} on 
 The cost grows as ε T, not ε T²: the learner is trained on the states that it visits itself.
 
 Differences from the paper: π̂ is refitted from the previous round's weights, not from scratch; rounds here
-count from 0, and with `beta: "i == 0"`, the paper's parameter-free choice, the expert acts in round 0 only.
+count from 0, and with `beta: "i == 0"`, the paper's parameter-free choice, the expert acts in round 0 only;
+people never act unless β says so, since each step would wait for them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from learner.methods.bc import BC
 from tutelage.schedules import schedule
@@ -19,6 +21,8 @@ from tutelage.schedules import schedule
 @dataclass(frozen=True)
 class DAgger(BC):
     """Dataset aggregation under the β-mixture of expert and learner."""
+
+    with_people: ClassVar = {"beta": 0.0}
 
     beta: float | str = "i == 0"  # a number, linear(15), exponential(0.5), or an expression in the round i
 
