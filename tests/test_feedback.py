@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_oracle import feedback
+from expert_oracle.feedback import action
 from tutelage.types import EnvRecipe, Query, Segment
 
 CLIP = {"clip": "a" * 64 + ".mp4", "frames": 12, "fps": 20.0, "width": 64, "height": 64}
@@ -72,6 +73,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=6,
 )
+def test_no_action_has_a_key_that_the_pages_need():
+    assert not set(action.KEYS) & set("nrxz")  # another episode, from the beginning, not this one, take back
+
+
 SPACE = st.fixed_dictionaries({}, optional=dict.fromkeys(("n", "start", "low", "high"), JSON))
 CONTEXT = st.fixed_dictionaries(
     {},

@@ -242,6 +242,7 @@ def test_clips_are_served_in_ranges_and_only_this_labelers(running, tmp_path_fac
     whole = anna.get(f"/clips/{name}")
     assert (whole.status_code, whole.headers["content-type"]) == (200, "video/mp4")
     assert whole.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert anna.get("/clips/a%0A%E2%80%A8b").json() == {"detail": "clip: there is no a b"}
     part = anna.get(f"/clips/{name}", headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.content) == (206, whole.content[2:5])
     with served(tmp_path_factory.mktemp("other")) as other:

@@ -143,7 +143,8 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _fault(status: int, words: str, headers: Any = None) -> JSONResponse:
-    plain = words.encode("utf-8", "backslashreplace").decode()
+    """In one line, whatever of what was sent is in it."""
+    plain = " ".join(words.encode("utf-8", "backslashreplace").decode().split())
     return JSONResponse({"detail": plain}, status, headers=headers)
 
 
