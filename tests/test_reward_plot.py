@@ -18,7 +18,8 @@ from tutelage.errors import ConfigError
 SMALL = [
     *("method.comparisons=80", "method.first_share=0.5", "method.passes=3", "seed=3"),
     *("env_runners.rollout_fragment_length=64", "stop.env_steps=4096"),
-    *("evaluation.evaluation_duration=2", "run.episodes=2", "run.baselines=false"),
+    *("evaluation.evaluation_duration=2", "evaluation.evaluation_interval=2"),
+    *("run.episodes=2", "run.baselines=false"),
 ]
 
 
