@@ -73,6 +73,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=6,
 )
+
+
 def test_no_action_has_a_key_that_the_pages_need():
     assert not set(action.KEYS) & set("nrxz")  # another episode, from the beginning, not this one, take back
 
