@@ -301,7 +301,14 @@ def test_a_run_that_asks_shows_its_curve_and_its_newest_video(tmp_path):
     with RunDirectory.create(path, {"env": {"id": "HalfCheetah-v5"}}) as run:
         run.log({"env_steps": 100, "expert_labels": 7}, step=100)
         run.log(
-            {"env_steps": 200, "expert_labels": 9, "return_mean": 5.0, "return_ci95": [4.0, 6.0]}, step=200
+            {
+                "env_steps": 200,
+                "expert_labels": 9,
+                "validation_mean": 5.0,
+                "validation_lo": 4.0,
+                "validation_hi": 6.0,
+            },
+            step=200,
         )
     with served(path / "labeler", run=path) as running:
         boss = page(running, "boss", "operator")

@@ -591,7 +591,11 @@ def looked_after(tmp_path):
     with RunDirectory.create(path, {"env": {"id": "CartPole-v1"}}) as run:
         for k, mean in enumerate((22.0, 61.5, 140.0, 233.0, 391.0, 478.0)):
             spread = 60 / (k + 1)
-            figures = {"return_mean": mean, "return_ci95": [mean - spread, mean + spread]}
+            figures = {
+                "validation_mean": mean,
+                "validation_lo": mean - spread,
+                "validation_hi": mean + spread,
+            }
             run.log({"env_steps": 2000 * (k + 1), "expert_labels": 150 * (k + 1), **figures}, step=k)
         run.clips.mkdir(exist_ok=True)
         render(CARTPOLE, 0, np.arange(12) % 2, run.clips / "best.mp4", size=128)

@@ -17,6 +17,7 @@ from services.labeler import beside as beside_module
 from services.labeler.answering import worker
 from services.labeler.beside import GRPC, beside
 from services.labeler.ledger import Ledger
+from services.labeler.operator import curve_of
 from services.overrides import load_config
 from services.run_directory import RunDirectory
 from services.settings import preflight
@@ -87,6 +88,7 @@ def test_a_run_asks_people_and_waits_for_those_who_leave(tmp_path):
     events = list(Ledger(run / "labeler" / "answers.jsonl"))
     assert len(events) >= 80
     assert len({event.question for event in events}) == len(events)
+    assert [point.labels for point in curve_of(run)] == [40, 80]  # what operators see
 
 
 def test_the_labeler_ends_with_its_trainer(tmp_path):

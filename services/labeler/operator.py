@@ -125,24 +125,25 @@ async def audit(_: Operator, labeler: Labeler) -> list[dict[str, Any]]:
 @router.get("/run")
 async def run(_: Operator, labeler: Labeler) -> Run:
     """How the run that asks goes: its learning curve, and its newest video."""
-    curve = await labeler.do(_curve, labeler)
+    curve = await labeler.do(curve_of, labeler.run)
     video = await labeler.do(_video, labeler)
     return Run(curve=curve, video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None)
 
 
-def _curve(labeler: Service) -> list[Point]:
-    if labeler.run is None or not is_run(labeler.run):
+def curve_of(run: Path | None) -> list[Point]:
+    """The validations of a run, or of none."""
+    if run is None or not is_run(run):
         return []
     return [
         Point(
             env_steps=line.get("env_steps", line["step"]),
-            return_mean=line["return_mean"],
-            low=(line.get("return_ci95") or [None, None])[0],
-            high=(line.get("return_ci95") or [None, None])[1],
-            labels=line.get("expert_labels"),
+            return_mean=line["validation_mean"],
+            low=line.get("validation_lo"),
+            high=line.get("validation_hi"),
+            labels=line.get("expert_labels") or line.get("comparisons"),
         )
-        for line in RunDirectory.open(labeler.run).metrics()
-        if line.get("return_mean") is not None
+        for line in RunDirectory.open(run).metrics()
+        if line.get("validation_mean") is not None
     ]
 
 

@@ -113,7 +113,7 @@ function Queue({ figures, act }) {
       <dl class="figures">
         <Figure name="open" value={queue.open} note={kinds.map(([kind, n]) => `${n} ${kind}`).join(", ")} />
         <Figure name="being answered" value={queue.leased} />
-        <Figure name="answered" value={queue.answered} />
+        <Figure name="answered" value={queue.answered - queue.undone} />
         <Figure name="answers a minute" value={figures.answers_per_minute.toFixed(1)} />
         <Figure name="oldest waits" value={span(figures.oldest_wait_s)} />
         <Figure name="cannot be answered" value={queue.dead} bad={queue.dead > 0} />
