@@ -119,7 +119,7 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, from its last checkpoint; labels on disk are kept.
 
-    Sections `stop`, `run`, `expert` and `evaluation` may change, e.g. `stop.rounds=100`, and
+    Sections `stop`, `run`, `expert`, `feedback` and `evaluation` may change, e.g. `stop.rounds=100`, and
     `env_runners.num_env_runners`. Also for several seeds, of which there may be more then: `seeds=20`.
     """
     from services.commands import resume_command

@@ -188,7 +188,7 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], parents: s
     return names
 
 
-MAY_CHANGE = ("stop", "run", "expert", "evaluation", "env_runners.num_env_runners")
+MAY_CHANGE = ("stop", "run", "expert", "feedback", "evaluation", "env_runners.num_env_runners")
 
 
 def changed_for_resume(config: Config, overrides: Sequence[str], also: Sequence[str] = ()) -> Config:

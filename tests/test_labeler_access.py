@@ -167,7 +167,7 @@ def test_an_invite_lets_in_as_many_as_it_says_and_only_whom_it_is_for(running, a
 def test_what_opens_doors_is_nowhere_on_disk(running, access):
     invite, token = access.invite("annotator"), access.token("annotator", "disk-robot")
     anna = Page(running.url).come_in(invite, "disk-anna")
-    session = anna.cookies["tutelage_session"]
+    session = anna.cookies[cookie(running)]
     files = [path for path in running.labeling.folder.rglob("*") if path.is_file()]
     assert any(path.name.endswith(".aof") for path in files)
     for path in files:
@@ -230,9 +230,9 @@ def test_machines_have_tokens_and_need_no_more(running, access, tmp_path):
     for wrong in ("Bearer x", "Bearer", "Basic eDp5", f"Bearer {token}x"):
         assert httpx.get(f"{running.url}/api/me", headers={"Authorization": wrong}).status_code == 401
     anna = page(running, "token-anna")
-    session = {"Authorization": f"Bearer {anna.cookies['tutelage_session']}"}
+    session = {"Authorization": f"Bearer {anna.cookies[cookie(running)]}"}
     assert httpx.get(f"{running.url}/api/me", headers=session).status_code == 401
-    as_cookie = httpx.get(f"{running.url}/api/me", cookies={"tutelage_session": token})
+    as_cookie = httpx.get(f"{running.url}/api/me", cookies={cookie(running): token})
     assert as_cookie.status_code == 401
     access.revoke("robot-1")
     assert robot.get("/api/me").status_code == 401
@@ -317,9 +317,23 @@ def test_with_access_off_everybody_on_this_machine_is_in_and_nobody_else(tmp_pat
         assert named.status_code == 403
         assert named.json()["detail"].startswith("Host: ")
         assert httpx.post(f"{running.url}/api/lease", json={}).status_code == 401
-        assert httpx.get(f"{running.url}/clips/x", cookies={COOKIE: "x.y"}).status_code == 401
+        assert httpx.get(f"{running.url}/clips/x", cookies={cookie(running): "x.y"}).status_code == 401
         store = running.labeling.queue._store
         assert list(store.scan_iter("*session*")) == []  # however often somebody comes
+
+
+def cookie(running) -> str:
+    """The name of the session's cookie."""
+    return f"{COOKIE}_{httpx.URL(running.url).port}"
+
+
+def test_a_session_is_of_one_port_so_that_two_labelers_share_a_browser(running, access):
+    anna = page(running, "port-anna")
+    anna.cookies.set(f"{COOKIE}_1", "of another labeler")
+    assert anna.get("/api/me").json()["annotator"] == "port-anna"
+    anna.delete("/api/session")
+    assert f"{COOKIE}_1" in anna.cookies
+    assert cookie(running) not in anna.cookies
 
 
 def test_who_did_what_is_on_record(running, access):

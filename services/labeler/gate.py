@@ -98,6 +98,17 @@ async def let_in(connection: HTTPConnection, role: Role | None) -> Person:
     return caller
 
 
+def cookie(request: HTTPConnection) -> str:
+    """The name of the session's cookie. Browsers send a host's cookies to all its ports: each has its own."""
+    port = request.url.port
+    return COOKIE if port is None else f"{COOKIE}_{port}"
+
+
+def session_of(request: HTTPConnection) -> str:
+    """The session that a request comes with; empty: none."""
+    return request.cookies.get(cookie(request), "")
+
+
 async def _caller(labeler: Service, request: HTTPConnection) -> Person:
     access, bearer = labeler.access, request.headers.get("authorization", "")
     if bearer:
@@ -107,7 +118,7 @@ async def _caller(labeler: Service, request: HTTPConnection) -> Person:
             access.audit.note("refused", address=address(request), why="a token that is not known")
             raise Refused(401, "authorization: the token is not known to this labeler")
         return machine
-    session = request.cookies.get(COOKIE, "")
+    session = session_of(request)
     caller = access.trusted(session) or (session and await labeler.do(access.person, session)) or None
     if caller is None or caller.machine:
         raise Refused(401, "you are not signed in; open the link of your invite")

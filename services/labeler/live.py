@@ -27,7 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from services.labeler.access import Limiter, Person, Refused
 from services.labeler.corrections import FOLDER
-from services.labeler.gate import COOKIE, Service, let_in
+from services.labeler.gate import Service, let_in, session_of
 from services.labeler.labeling import PLAYED
 from services.labeler.stage import Stage
 from tutelage.errors import ServiceError
@@ -108,7 +108,7 @@ async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
         "folder": str(folder.resolve()),
         "annotator": person.name,
     }
-    session = websocket.cookies.get(COOKIE, "")
+    session = session_of(websocket)
 
     async def still_there() -> None:
         if not person.machine and await labeler.do(labeler.access.person, session) is None:

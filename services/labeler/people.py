@@ -12,7 +12,17 @@ from pydantic import BaseModel, Field
 
 from expert_oracle import feedback
 from services.labeler.access import SESSION_S, Person, Refused, Role
-from services.labeler.gate import COOKIE, Annotator, Labeler, Service, Someone, address, check_origin, needs
+from services.labeler.gate import (
+    Annotator,
+    Labeler,
+    Service,
+    Someone,
+    address,
+    check_origin,
+    cookie,
+    needs,
+    session_of,
+)
 from services.labeler.queue import Banned, Outcome
 from tutelage.errors import TutelageError
 
@@ -124,15 +134,17 @@ async def enter(said: Entering, request: Request, response: Response, labeler: L
 
 def _set_cookie(request: Request, response: Response, session: str, labeler: Service) -> None:
     https = labeler.secure or request.url.scheme == "https"  # as a proxy on this machine says
-    response.set_cookie(COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=https)
+    response.set_cookie(
+        cookie(request), session, max_age=SESSION_S, httponly=True, samesite="strict", secure=https
+    )
 
 
 @router.delete("/api/session")
 async def leave(person: Someone, request: Request, response: Response, labeler: Labeler) -> Entered:
     """Sign out."""
     if not person.machine:
-        await labeler.do(labeler.access.leave, request.cookies.get(COOKIE, ""))
-        response.delete_cookie(COOKIE)
+        await labeler.do(labeler.access.leave, session_of(request))
+        response.delete_cookie(cookie(request))
     return Entered(annotator=person.name, role=person.role)
 
 
@@ -140,7 +152,7 @@ async def me_or_you(request: Request, response: Response, labeler: Labeler) -> M
     """Who is asking; where access is off, whoever comes is let in."""
     try:
         person = await needs(None)(request)
-        session = request.cookies.get(COOKIE, "")
+        session = session_of(request)
     except Refused as refused:
         if not (labeler.access.off and refused.status == 401):
             raise
@@ -271,7 +283,7 @@ async def may_stay(person: Person, request: Request, labeler: Service) -> bool:
     if person.machine:
         token = request.headers.get("authorization", "").partition(" ")[2].strip()
         return await labeler.do(access.machine, token) is not None
-    session = request.cookies.get(COOKIE, "")
+    session = session_of(request)
     return access.trusted(session) is not None or await labeler.do(access.person, session) is not None
 
 
