@@ -32,10 +32,10 @@ run: setup
 	@$(BIN)/python -m examples.first_run
 
 test: setup system-packages
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 test-all: setup system-packages
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m ""
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile -m ""
 
 lint: setup
 	@status=0; for check in "ruff check ." "ruff format --check ." pyright "lint-imports --no-cache --no-logo"; do \

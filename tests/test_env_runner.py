@@ -54,7 +54,7 @@ class Given:
     oracle: str = "given"
     built: int = 0
 
-    def build(self):
+    def build(self, env=None):
         self.built += 1
         return self.expert
 

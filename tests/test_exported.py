@@ -88,7 +88,7 @@ def test_what_is_wrong_is_one_line(files, kind, tmp_path):
     _, paths = files
     (tmp_path / "text").write_text("no network")
     for error, path, arguments, line in (
-        (ConfigError, "gone", {}, "no such file: gone"),
+        (ConfigError, "gone", {}, r"no such file: .*gone"),
         (
             ConfigError,
             paths[kind],

@@ -78,6 +78,7 @@ class Machine(threading.Thread):
                     return
 
 
+@pytest.mark.slow
 def test_an_upright_pole_is_learnt_from_300_answers_that_never_mention_its_end(tmp_path, processes):
     run = tmp_path / "run"
     stop = ["stop.env_steps=60000", "run.baselines=false", "run.episodes=30"]
