@@ -280,11 +280,12 @@ def test_answers_given_offline_are_sent_later_even_after_a_reload(labeler, visit
     press(page, "ArrowLeft")
     expect(page.locator(".badge", has_text="unsent: 2")).to_be_visible()
     assert stored(labeler) == {}
-    page.complaints.clear()  # the browser says that requests failed
     page.unroute("**/api/answer")
     page.reload()
     sent(page)
     assert len(stored(labeler)) == 2
+    # the browser says that requests failed, some of it late
+    page.complaints[:] = [said for said in page.complaints if "net::ERR_FAILED" not in said]
 
 
 def test_two_tabs_of_one_person_answer_each_question_once(labeler, visit):
