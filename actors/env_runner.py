@@ -145,6 +145,8 @@ class RolloutRunner(EnvRunner, Checkpointable):
         self._log(rollout)
         if self._forward is None or not explore or random_actions or rollout.by_expert is not None:
             return rollout
+        if self._distribution() == "squashed":  # who acts so learns from replay, whoever acted
+            return rollout
         return with_logp(rollout, self._forward, collector.envs.action_space)
 
     def _sample_episodes(self, collect: Callable[..., Rollout], episodes: int) -> list[Rollout | Failure]:
@@ -245,7 +247,11 @@ class RolloutRunner(EnvRunner, Checkpointable):
             return random_actor(action_space, int(rng.integers(2**31)))
         if self._forward is None:
             self._forward = forward_of(self.module)
-        return actor(self._forward, action_space, explore=explore, rng=rng)
+        return actor(self._forward, action_space, explore=explore, rng=rng, distribution=self._distribution())
+
+    def _distribution(self) -> Any:
+        """Of the module, if it is one of ours."""
+        return getattr(self.module, "distribution", None)
 
     def _set_weights(self, weights: Any) -> None:
         """Act with these from now on: a module's state, alone or by its id, or a reference to that."""

@@ -14,7 +14,7 @@ import torch
 import tree
 
 from actors.environments import Act
-from tutelage.policy import distribution_of, mode, sample
+from tutelage.policy import Distribution, distribution_of, mode, sample, stretched
 from tutelage.types import Array, Tree
 
 Forward = Callable[[Tree], Array]
@@ -69,14 +69,30 @@ class Judge:
 
 
 def actor(
-    forward: Forward, action_space: gym.Space, *, explore: bool, rng: np.random.Generator | None = None
+    forward: Forward,
+    action_space: gym.Space,
+    *,
+    explore: bool,
+    rng: np.random.Generator | None = None,
+    distribution: Distribution | None = None,
 ) -> Act:
-    """Actions by a policy: drawn from its distribution with `rng` if `explore`, else the most likely ones."""
-    distribution, nvec = distribution_of(action_space)
-    if not explore:
-        return lambda obs: mode(forward(obs), distribution, nvec)
+    """Actions by a policy: drawn from its distribution with `rng` if `explore`, else the most likely ones.
+
+    distribution: None: that which is usual for the space.
+    """
+    usual, nvec = distribution_of(action_space)
+    kind = distribution or usual
     rng = rng or np.random.default_rng()
-    return lambda obs: sample(forward(obs), distribution, rng, nvec)
+
+    def act(obs: Tree) -> Array:
+        params = forward(obs)
+        actions = sample(params, kind, rng, nvec) if explore else mode(params, kind, nvec)
+        if kind != "squashed":
+            return actions
+        assert isinstance(action_space, gym.spaces.Box)
+        return stretched(actions, action_space.low, action_space.high)
+
+    return act
 
 
 def random_actor(action_space: gym.Space, seed: int) -> Act:

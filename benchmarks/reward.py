@@ -50,9 +50,8 @@ def reward_model(width: int = 64) -> RewardModel:
 
 
 def learnt_from(data: Compared) -> np.ndarray:
-    """Numbers of the comparisons that are not held out."""
-    parts = Fitting(data, MEMBERS, 0).minibatches(len(data), np.random.default_rng(0))
-    return np.concatenate(list(parts))
+    """Numbers of the comparisons that a member learns from: 1 − 1/e of them."""
+    return np.flatnonzero(Fitting(data, 1, 0).counts[0].numpy())
 
 
 def our_fit(data: Compared, width: int = 64) -> Callable[[], object]:
@@ -62,7 +61,7 @@ def our_fit(data: Compared, width: int = 64) -> Callable[[], object]:
 
 def bare_fit(data: Compared) -> Callable[[], object]:
     """The same networks, loss and optimiser in a loop, on tensors that are ready: nothing is held out,
-    weighted, adapted or normalised."""
+    weighted, adapted or normalised. Members see as many comparisons as ours do."""
     kept = learnt_from(data)
     features = torch.from_numpy(np.concatenate([data.obs, data.actions], -1)[kept])  # [N, K, L, D]
     answers = torch.from_numpy(data.weights[kept])

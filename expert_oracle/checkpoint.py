@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from tutelage import codec, plugins
 from tutelage.errors import ConfigError, OracleError
-from tutelage.policy import ACTIVATIONS, Distribution, MLPPolicy, mode
+from tutelage.policy import ACTIVATIONS, Distribution, MLPPolicy, mode, stretched
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle
 from tutelage.types import Array
@@ -49,7 +49,7 @@ class PolicyFile:
     env: str = ""  # id of the environment that it is for
     metadata: Mapping[str, Any] = field(default_factory=dict)
     name: str = "policy"
-    scale: Scale = "box"  # files of ours have no other
+    scale: Scale = "box"
 
     def act(self, obs: Array) -> Array:
         """Actions [N, ...] for observations [N, ...]."""
@@ -79,9 +79,9 @@ class PolicyFile:
                 return codec.multi_discrete_space(self.policy.nvec)
             case "bernoulli":
                 return codec.multi_binary_space(outputs)
-            case "gaussian" if self.low is not None and self.high is not None:
+            case "gaussian" | "squashed" if self.low is not None and self.high is not None:
                 return codec.box_space(self.low, self.high)
-            case "gaussian":
+            case "gaussian" | "squashed":
                 return codec.unbounded_space([outputs if self.policy.log_std is not None else outputs // 2])
 
 
@@ -91,7 +91,7 @@ def _scaled(means: Array, low: Array, high: Array, scale: Scale) -> Array:
     units = np.tanh(means) if scale == "tanh" else means
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return units  # as RLlib has it: what is open cannot be stretched onto
-    return low + (units + 1) / 2 * (high - low)
+    return stretched(units, low, high)
 
 
 def save_policy(
@@ -175,6 +175,7 @@ def _policy_file(path: Path, header: Mapping[str, str], tensors: Mapping[str, Ar
         env=header.get("env", ""),
         metadata=json.loads(header.get("metadata", "{}")),
         name=f"checkpoint:{path}",
+        scale="unit" if policy.distribution == "squashed" else "box",
     )
     _check_vectors(file)
     return file

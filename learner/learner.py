@@ -25,10 +25,11 @@ from expert_oracle.checkpoint import PolicyFile, load_checkpoint
 from learner.comparisons import Comparisons
 from learner.dataset import Dataset
 from learner.demonstrations import load_demonstrations
-from learner.methods._base import Columns, Method, each
+from learner.losses import nearest_distance
+from learner.methods._base import Columns, Method, Replaying, each
 from learner.nets import PolicyModule
 from learner.recent import Recent
-from learner.reward_learner import make_model, predicted
+from learner.reward_learner import make_model, mean_rewards, predicted
 from learner.reward_model import RewardModel
 from learner.reward_scale import RewardScale
 from tutelage.errors import ConfigError, TrainingError
@@ -37,6 +38,7 @@ from tutelage.types import Array, Rollout, Tree
 
 CHUNK_ROWS = 65_536  # rows of the dataset that are in memory at once
 SETTLING_ROWS = 4_096
+NEIGHBOURS = 1_024  # of what was collected, by which the novelty of an observation is told
 VALUE_ROWS = 4_096  # observations in one forward without gradients
 
 
@@ -57,8 +59,12 @@ class MethodLearner(TorchLearner):
         if settings is not None and settings.fits:
             spaces = self.policy.observation_space, self.policy.action_space
             self.reward_model = make_model(settings, *spaces, self.config.seed or 0)  # type: ignore[arg-type]
+        self.rewarded = False  # the reward model has been fitted
         if self.method.recent_rows:
             self.recent = Recent(self.method.recent_rows)
+        if isinstance(self.method, Replaying):
+            folder = Path(self.config.run_directory) / "replay" / str(self._rank())  # type: ignore[attr-defined]
+            self.recent = Recent(self.method.replay, folder)
         if begin_with := getattr(self.method, "warm_start", None):
             self.policy.begin_with(warm_policy(begin_with))
         if self.method.learns_from == "dataset":
@@ -83,7 +89,8 @@ class MethodLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam on all parameters as one vector: for small networks that takes a quarter of the time."""
-        vector = as_one_vector(self.get_parameters(self.module[module_id]))  # type: ignore[arg-type]
+        parameters = self.get_parameters(self.module[module_id])
+        vector = as_one_vector([one for one in parameters if one.requires_grad])  # type: ignore[union-attr]
         self.register_optimizer(
             module_id=module_id,
             optimizer=torch.optim.Adam([vector], eps=1e-5, fused=True),
@@ -103,12 +110,14 @@ class MethodLearner(TorchLearner):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component("reward_scale", components, not_components):
             state["reward_scale"] = self.reward_scale.get_state()
+            state["rewarded"] = self.rewarded
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         if "reward_scale" in state:
             self.reward_scale.set_state(state["reward_scale"])
+            self.rewarded = state["rewarded"]
 
     def compute_loss_for_module(self, *, batch: Columns, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """RLlib's name for the loss of one minibatch."""
@@ -136,9 +145,15 @@ class MethodLearner(TorchLearner):
         if reward is not None and self.reward_model is not None:
             weights = ray.get(reward) if isinstance(reward, ray.ObjectRef) else reward
             self.reward_model.load_state_dict(weights)
+            if not self.rewarded:
+                self.method.reward_begins(self.policy)
+            self.rewarded = True
         if self.dataset is None:
-            of_comparisons = self.method.learns_from == "comparisons"
-            chunks_of = self._chunks_of_comparisons if of_comparisons else self._chunks_of_rollouts
+            chunks_of = {
+                "rollouts": self._chunks_of_rollouts,
+                "comparisons": self._chunks_of_comparisons,
+                "replay": self._chunks_of_replay,
+            }[self.method.learns_from]
             chunks = chunks_of(fetched(rollouts), seed=seed)
             figures = self._descend(minibatches(chunks, self._minibatch_size()))
         else:
@@ -259,6 +274,36 @@ class MethodLearner(TorchLearner):
         if not new:
             self._merge_norms(rollouts)
 
+    def _chunks_of_replay(self, rollouts: Sequence[Rollout], *, seed: int) -> Iterator[Columns]:
+        """As many rows of all that was collected as the new steps are worth, relabelled by the method: obs,
+        next_obs, actions as -1..1, reward, goes_on (0 where the episode ended, else 1), and noise [2, D] for
+        two actions each."""
+        method, replay = self.method, self.recent
+        assert isinstance(method, Replaying)
+        assert replay is not None
+        for rollout in rollouts:
+            replay.add(rollout)
+        if rollouts:
+            self._merge_norms(rollouts)
+        if len(replay) < method.first_steps:
+            return
+        steps = sum(rollout.env_steps() for rollout in rollouts)
+        left = round(method.updates_per_step * steps / self._world())
+        rng = np.random.default_rng([seed, 1, self._rank()])
+        size = self._minibatch_size()
+        most = max(1, CHUNK_ROWS // size)
+        while left > 0:
+            rows = min(left, most) * size
+            left -= most
+            columns = method.relabelled(replay.sample(rows, rng), self)
+            noise = rng.standard_normal((rows, 2, *columns["actions"].shape[1:]), np.float32)
+            yield {
+                **{name: each(self.single, columns[name]) for name in ("obs", "next_obs", "reward")},
+                "actions": self.policy.units(self.single(columns["actions"])),
+                "goes_on": 1 - self.tensor(columns["terminated"]).float(),
+                "noise": self.tensor(noise),
+            }
+
     def _norms_are_new(self) -> bool:
         return any(float(norm.count) == 0 for _, norms in self.policy.norms() for norm in norms)
 
@@ -274,6 +319,11 @@ class MethodLearner(TorchLearner):
         """`array` on the learner's device; what comes out of the object store is read-only and is copied."""
         tensor = torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
         return tensor.to(self._device)
+
+    def single(self, array: np.ndarray) -> Tensor:
+        """The same; of double precision, in single."""
+        tensor = self.tensor(array)
+        return tensor.float() if tensor.dtype == torch.float64 else tensor
 
     # What a method's `label` may ask (learner.methods._base.Critic)
 
@@ -298,6 +348,23 @@ class MethodLearner(TorchLearner):
         assert self.reward_model is not None
         return predicted(self.reward_model, rollout, relative_to_end=relative_to_end)
 
+    def mean_rewards(self, obs: Tree, actions: Array, *, relative_to_end: bool) -> Array:
+        """What the reward model makes of steps [N]."""
+        assert self.reward_model is not None
+        return mean_rewards(self.reward_model, obs, actions, relative_to_end=relative_to_end)
+
+    def has_reward(self) -> bool:
+        """Whether there is a reward model that was fitted to anything."""
+        return self.rewarded
+
+    @torch.no_grad()
+    def novelty(self, obs: Tree, *, k: int) -> Array:
+        """How far observations [N, ...] are from the k-th nearest of what was collected [N], as features."""
+        assert self.recent is not None
+        among = self.recent.sample(NEIGHBOURS, np.random.default_rng([len(self.recent), 3]))["obs"]
+        features, others = (self.policy.encoder(each(self.tensor, one)) for one in (obs, among))
+        return nearest_distance(features, others, k=k).cpu().numpy()
+
     def ends_are_judged(self) -> bool:
         """Whether the reward model knows what comes after the end of a task."""
         return self.reward_model is not None and bool(self.reward_model.ends_known)
@@ -318,6 +385,8 @@ class MethodLearner(TorchLearner):
                 self._set_optimizer_lr(optimiser, lr * self.method.lr_share(progress))
             loss, figures = self.method.loss(self.policy, minibatch)
             self._descend_once(loss, optimiser, gradient)
+            if isinstance(self.method, Replaying):
+                self.method.stepped(self.policy)
             steps += 1
             for name, value in figures.items():
                 sums[name] = sums[name] + value if name in sums else value

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.policy import LOG_2PI, Distribution
+from tutelage.policy import LOG_2PI, LOG_STD_RANGE, Distribution
 
 Params = Tensor | tuple[Tensor, Tensor]
 """Distribution parameters [N, P], laid out as in `tutelage.policy`; or of gaussians the pair of means [N, D]
 and log standard deviations, [D] where they are the same in all states."""
+
+
+DISTANCES = 4_096
+"""Rows whose distances from all others are in memory at once."""
 
 
 def log_prob(params: Params, actions: Tensor, distribution: Distribution, nvec: Sequence[int] = ()) -> Tensor:
@@ -33,6 +37,8 @@ def log_prob(params: Params, actions: Tensor, distribution: Distribution, nvec: 
         case "multi_categorical":
             parts = zip(params.split(list(nvec), dim=-1), actions.long().unbind(-1), strict=True)
             return -sum_of([F.cross_entropy(logits, a, reduction="none") for logits, a in parts])
+        case "squashed":
+            raise ValueError("the tanh of a gaussian cannot be undone where it has reached ±1")
         case "bernoulli":
             return -F.binary_cross_entropy_with_logits(params, actions.float(), reduction="none").sum(-1)
 
@@ -48,9 +54,28 @@ def entropy(params: Params, distribution: Distribution, nvec: Sequence[int] = ()
             return categorical_entropy(params)
         case "multi_categorical":
             return sum_of([categorical_entropy(logits) for logits in params.split(list(nvec), dim=-1)])
+        case "squashed":
+            raise ValueError("the entropy of the tanh of a gaussian has no closed form")
         case "bernoulli":
             p = torch.sigmoid(params)
             return F.binary_cross_entropy_with_logits(params, p, reduction="none").sum(-1)
+
+
+def squashed_sample(params: Params, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """a = tanh(μ + σ ε) [N, D] and its log π(a|s) [N] of standard normal noise ε [N, D], with gradients for
+    the parameters [N, 2 D] (Haarnoja et al., 2018, "Soft Actor-Critic", appendix C)."""
+    mean, log_std = mean_and_log_std(params)
+    log_std = log_std.clamp(*LOG_STD_RANGE)
+    u = mean + log_std.exp() * noise
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 − tanh² u)
+    return torch.tanh(u), (-0.5 * (noise.square() + LOG_2PI) - log_std - log_slope).sum(-1)
+
+
+def nearest_distance(features: Tensor, among: Tensor, *, k: int) -> Tensor:
+    """Distance [N] of features [N, D] from the k-th nearest of `among` [M, D]; of fewer, the farthest."""
+    k = min(k, len(among))
+    parts = [torch.cdist(part, among).kthvalue(k, dim=-1).values for part in features.split(DISTANCES)]
+    return torch.cat(parts)
 
 
 def mean_and_log_std(params: Params) -> tuple[Tensor, Tensor]:

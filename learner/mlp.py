@@ -40,9 +40,12 @@ class EnsembleMLP(nn.Module):
         self.activate = ACTIVATIONS[activation]()
         self.members = members
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """frozen: gradients are for x alone."""
         x = x.expand(self.members, *x.shape[-2:])
         for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                W, b = W.detach(), b.detach()
             x = torch.baddbmm(b, self.activate(x) if i else x, W)
         return x
 

@@ -11,20 +11,26 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tree
-from ray.rllib.core.models.catalog import Catalog
-from ray.rllib.core.models.configs import CNNEncoderConfig
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from learner.critics import Critics
+from learner.encoders import OBS_CLIP, Encoder, ObservationNorm, is_flat
 from learner.judgement import LIMITS, SelfJudgement
 from learner.losses import Params
 from learner.mlp import ACTIVATIONS, EnsembleMLP, mlp, to_numpy
 from tutelage.errors import ConfigError
 from tutelage.plugins import did_you_mean
-from tutelage.policy import Distribution, MLPPolicy, distribution_of, mode
+from tutelage.policy import (
+    LOG_STD_RANGE,
+    Distribution,
+    MLPPolicy,
+    distribution_of,
+    is_bounded,
+    mode,
+    stretched,
+)
 from tutelage.types import Tree
 
 DEFAULTS: Mapping[str, Any] = {
@@ -37,12 +43,11 @@ DEFAULTS: Mapping[str, Any] = {
     "value": True,  # a value function beside the policy
     "danger": False,  # a classifier of where the policy errs
     "risk": False,  # and a critic of failure
+    "critics": False,  # action values, and a policy within the bounds of its Box
 }
-OF_METHODS = ("value", "danger", "risk")
+OF_METHODS = ("value", "danger", "risk", "critics")
 """What only methods set."""
-OBS_CLIP = 10.0
 WARM_COUNT = 100_000  # observations that moments which come with a policy count as
-LOG_STD_RANGE = (-5.0, 2.0)
 
 
 def model_config(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,119 +68,6 @@ def model_config(given: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-class ObservationNorm(nn.Module):
-    """(x − mean) / std over all that was seen, clipped to ± OBS_CLIP. The moments travel with the weights."""
-
-    mean: Tensor
-    var: Tensor
-    std: Tensor  # of `var`, but 1 where a feature hardly varies
-    count: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("var", torch.ones(size))
-        self.register_buffer("std", torch.ones(size))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-OBS_CLIP, OBS_CLIP)
-
-    @torch.no_grad()
-    def set(self, count: float, mean: Tensor, var: Tensor) -> None:
-        """Use these moments; features that hardly vary are only shifted."""
-        self.count.fill_(count)
-        self.mean.copy_(mean)
-        self.var.copy_(var.clamp(min=0))
-        std = self.var.sqrt()
-        self.std.copy_(torch.where(std > 1e-4, std, torch.ones_like(std)))
-
-    @torch.no_grad()
-    def merge(self, x: Tensor) -> None:
-        """Take the observations `x` [N, D] into account (Chan et al., 1979, parallel variance)."""
-        n, mean, var = len(x), x.double().mean(0), x.double().var(0, unbiased=False)
-        old = float(self.count)
-        if old == 0:
-            return self.set(n, mean, var)
-        total = old + n
-        delta = mean - self.mean
-        merged = (self.var.double() * old + var * n + delta**2 * old * n / total) / total
-        self.set(total, self.mean + delta * n / total, merged)
-
-
-def is_flat(space: gym.Space) -> bool:
-    """A float Box of one axis: what an MLP takes as it is."""
-    return isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
-
-
-class LeafEncoder(nn.Module):
-    """Features [N, size] of one leaf of an observation: images by RLlib's catalog, the rest flattened."""
-
-    def __init__(self, space: gym.Space, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.space = space
-        self.cnn: nn.Module | None = None
-        self.norm: ObservationNorm | None = None
-        if isinstance(space, gym.spaces.Box) and len(space.shape) == 3:
-            encoder = image_encoder(space, config["conv_filters"])
-            self.cnn, self.size = encoder.build("torch"), int(np.prod(np.array(encoder.output_dims)))
-        else:
-            self.size = gym.spaces.flatdim(space)
-            if config["normalise_observations"] and is_flat(space):
-                self.norm = ObservationNorm(self.size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cnn is not None:
-            scale = 255.0 if self.space.dtype == np.uint8 else 1.0
-            return self.cnn({"obs": x.float() / scale})["encoder_out"].flatten(1)
-        if isinstance(self.space, gym.spaces.Discrete):
-            return F.one_hot(x.long() - int(self.space.start), int(self.space.n)).float()
-        if isinstance(self.space, gym.spaces.MultiDiscrete):
-            columns = zip(x.flatten(1).long().unbind(-1), self.space.nvec.ravel(), strict=True)
-            return torch.cat([F.one_hot(column, int(n)) for column, n in columns], dim=-1).float()
-        x = x.float().flatten(1)
-        return x if self.norm is None else self.norm(x)
-
-
-def image_encoder(space: gym.spaces.Box, conv_filters: Any) -> CNNEncoderConfig:
-    """RLlib's convolutional encoder for an image of shape (height, width, channels)."""
-    settings = DefaultModelConfig(conv_filters=conv_filters, head_fcnet_hiddens=[])
-    try:
-        config = Catalog._get_encoder_config(space, {**vars(settings)})
-    except ValueError:
-        config = None
-    if not isinstance(config, CNNEncoderConfig):
-        raise ConfigError(
-            f"no default convolution for images of shape {space.shape}; "
-            "set rl_module.model_config.conv_filters to [[channels, kernel, stride], ...]"
-        )
-    return config
-
-
-class Encoder(nn.Module):
-    """Features [N, size] of an observation tree: the leaves' features side by side."""
-
-    def __init__(self, space: gym.Space, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.leaves = nn.ModuleList([LeafEncoder(leaf, config) for leaf in leaf_spaces(space)])
-        self.size = sum(leaf.size for leaf in self.leaves)  # type: ignore[misc]
-
-    def forward(self, obs: Tree) -> Tensor:
-        if len(self.leaves) == 1:
-            return self.leaves[0](*tree.flatten(obs))
-        leaves = tree.flatten(obs)
-        return torch.cat([encode(x) for encode, x in zip(self.leaves, leaves, strict=True)], dim=-1)
-
-
-def leaf_spaces(space: gym.Space) -> list[gym.Space]:
-    """Leaves of nested Dict and Tuple spaces, in dm-tree's order."""
-    if isinstance(space, gym.spaces.Dict):
-        return [leaf for key in sorted(space.spaces) for leaf in leaf_spaces(space[key])]
-    if isinstance(space, gym.spaces.Tuple):
-        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
-    return [space]
-
-
 class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
     """A policy and, where a method needs one, a value function of their own encoders.
 
@@ -188,10 +80,13 @@ class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
         config = model_config(self.model_config or {})
         self.distribution: Distribution
         self.distribution, self.nvec = distribution_of(self.action_space)
+        if config["critics"]:
+            self.distribution = squashed_in(self.action_space)
         hiddens, activation = config["fcnet_hiddens"], config["fcnet_activation"]
         self.encoder = Encoder(self.observation_space, config)
         outputs = {
             "gaussian": lambda space: space.shape[0],
+            "squashed": lambda space: 2 * space.shape[0],
             "categorical": lambda space: int(space.n),
             "multi_categorical": lambda space: int(space.nvec.sum()),
             "bernoulli": lambda space: space.shape[0],
@@ -212,6 +107,9 @@ class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
                     self.observation_space, {**config, "normalise_observations": True}
                 )
             self.vf = mlp([self.encoder.size, *hiddens, 1], activation, output_gain=1.0)
+        self.critics: Critics | None = None
+        if config["critics"] and not self.inference_only:
+            self.critics = Critics(self.observation_space, self.action_space, config)
         if config["danger"]:
             self.danger_net = mlp([self.encoder.size, *hiddens, 1], activation, output_gain=1.0)
         if config["risk"]:
@@ -221,7 +119,7 @@ class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
         self.activation = activation
 
     def get_non_inference_attributes(self) -> list[str]:
-        return ["vf", "value_encoder"]
+        return ["vf", "value_encoder", "critics"]
 
     def is_mlp(self) -> bool:
         """The observation is flat, so that the policy can be run in numpy."""
@@ -255,9 +153,15 @@ class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
         features = self.encoder(obs)
         return self._params(features), self.vf(features).squeeze(-1)
 
+    def units(self, actions: Tensor) -> Tensor:
+        """Actions [N, D] of a bounded Box as -1..1."""
+        low, high = self._bounds(actions)
+        return 2 * (actions - low) / (high - low) - 1
+
     def norms(self) -> list[tuple[int, list[ObservationNorm]]]:
         """The normalisers of each leaf of the observation that has any, by the leaf's number."""
         encoders = [encoder for encoder in (self.encoder, self.value_encoder) if encoder is not None]
+        encoders += [] if self.critics is None else self.critics.encoders()
         by_leaf = enumerate(zip(*(encoder.leaves for encoder in encoders), strict=True))
         found = ((i, [leaf.norm for leaf in leaves if leaf.norm is not None]) for i, leaves in by_leaf)
         return [(i, norms) for i, norms in found if norms]
@@ -312,6 +216,16 @@ class PolicyModule(SelfJudgement, TorchRLModule, InferenceOnlyAPI):
                 norm.set(WARM_COUNT, torch.as_tensor(policy.obs_mean), std * std)
 
 
+def squashed_in(action_space: gym.Space) -> Distribution:
+    """The distribution for a Box with bounds. Raises ConfigError for other spaces."""
+    if not is_bounded(action_space):
+        raise ConfigError(
+            f"this method acts in a Box with bounds on all sides, and this environment takes {action_space}; "
+            "ppo and preference know others"
+        )
+    return "squashed"
+
+
 def joined(params: Params) -> Tensor:
     """Distribution parameters as one tensor [N, P]."""
     if isinstance(params, Tensor):
@@ -332,6 +246,8 @@ class ModulePolicy:
         actions = mode(params.numpy(), self.module.distribution, self.module.nvec)
         space = self.module.action_space
         if isinstance(space, gym.spaces.Box):
+            if self.module.distribution == "squashed":
+                actions = stretched(actions, space.low, space.high)
             return np.clip(actions, space.low, space.high)
         return actions + int(space.start) if isinstance(space, gym.spaces.Discrete) else actions
 

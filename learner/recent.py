@@ -1,44 +1,83 @@
-"""The newest transitions, labelled or not: what critics learn from beside the dataset."""
+"""The newest transitions, labelled or not: what critics learn from beside the dataset, or alone."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import tree
+from numpy.lib.format import open_memmap
 
 from tutelage.types import Array, Rollout, Tree
 
+ADDED = "added.npy"
+
 
 class Recent:
-    """A ring of the last `capacity` transitions, in memory only: a resumed run fills it anew.
+    """A ring of the last `capacity` transitions, in memory: a resumed run fills it anew. Or in files that are
+    mapped, which a resumed run goes on with; a kill tears at most the rows that were being written.
 
     recent.add(rollout)
     batch = recent.sample(256, rng)     # obs, actions, next_obs, terminated, reward, by_expert [256, ...]
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, folder: Path | None = None) -> None:
+        self.capacity, self.folder = capacity, folder
         self._rows: Tree = {}
-        self._added = 0  # ever
+        self._added = np.zeros(1, np.int64)  # ever
 
     def __len__(self) -> int:
-        return min(self._added, self.capacity)
+        return min(int(self._added[0]), self.capacity)
 
     def add(self, rollout: Rollout) -> None:
         """Take the valid steps of a rollout; where there is no room, in place of the oldest."""
         new = transitions(rollout)
         rows = len(new["reward"])
         if not self._rows:
-            self._rows = tree.map_structure(lambda x: np.empty((self.capacity, *x.shape[1:]), x.dtype), new)
+            self._open(new)
         kept = np.arange(max(0, rows - self.capacity), rows)
-        slots = (self._added + kept) % self.capacity
+        slots = (int(self._added[0]) + kept) % self.capacity
         for stored, x in zip(tree.flatten(self._rows), tree.flatten(new), strict=True):
             stored[slots] = x[kept]
-        self._added += rows
+        self._added[0] += rows
 
     def sample(self, rows: int, rng: np.random.Generator) -> dict[str, Tree]:
         """Rows drawn uniformly with replacement. Raises ValueError where there are none."""
         chosen = rng.integers(len(self), size=rows)
         return {name: tree.map_structure(lambda x: x[chosen], value) for name, value in self._rows.items()}
+
+    def _open(self, like: Tree) -> None:
+        """Room for rows like these; in the folder, what is there already if it is of the same kind."""
+        leaves = tree.flatten(like)
+        shapes = [((self.capacity, *x.shape[1:]), x.dtype) for x in leaves]
+        if self.folder is None:
+            arrays = [np.empty(*shape) for shape in shapes]
+        else:
+            files = [self.folder / f"{i}.npy" for i in range(len(leaves))]
+            arrays = self._reopened(files, shapes)
+            if arrays is None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True)
+                arrays = [
+                    open_memmap(file, "w+", dtype, shape)  # sparse: what is not written takes no room
+                    for file, (shape, dtype) in zip(files, shapes, strict=True)
+                ]
+                self._added = open_memmap(self.folder / ADDED, "w+", np.int64, (1,))
+        self._rows = tree.unflatten_as(like, arrays)
+
+    def _reopened(
+        self, files: list[Path], shapes: list[tuple[tuple[int, ...], np.dtype]]
+    ) -> list[Array] | None:
+        assert self.folder is not None
+        counter = self.folder / ADDED
+        if not all(file.is_file() for file in (*files, counter)):
+            return None
+        arrays = [open_memmap(file, "r+") for file in files]
+        if [(array.shape, array.dtype) for array in arrays] != shapes:
+            return None
+        self._added = open_memmap(counter, "r+")
+        return list[Array](arrays)
 
 
 def transitions(rollout: Rollout) -> dict[str, Tree]:

@@ -18,20 +18,23 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+import tree
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from learner.comparisons import Comparisons
 from learner.pairs import choose
 from learner.reliability import reliabilities
-from learner.reward_model import Fitting, RewardModel
+from learner.reward_model import MINIBATCH, Fitting, RewardModel
 from learner.segments import SegmentPool
 from tutelage.errors import TrainingError
-from tutelage.types import Answer, Array, Query, Rollout
+from tutelage.types import Answer, Array, Query, Rollout, Tree
 
 KIND = "comparison"
 FIRST_PASSES = 5  # times as many when there was no reward before
-MOST_ANSWERS = 100_000  # that a refit goes through, all passes together: many answers need few passes
+LEAST_ANSWERS = 100 * MINIBATCH  # that a refit goes through, all passes together: a handful needs many
+MOST_ANSWERS = 100_000  # and many need few
 PER_ROLLOUT = 0.25  # segments cut of a rollout, as a share of the candidates
 TARGET = 0.75  # accuracy at which the schedule `accuracy` asks as often as `constant`
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -59,6 +62,7 @@ class RewardSettings:
     candidates: int
     past_the_end: bool
     task: str
+    ask_from: int = 0  # env steps before which nothing is asked
     fits: bool = True  # a reward to the answers
     members: int = 3
     careless: float = 0.1
@@ -138,9 +142,11 @@ class RewardLearner:
     def _due(self, env_steps: int) -> int:
         """Questions to ask now: the first ones at once, then by the schedule, `batch` at a time."""
         one, asked = self.settings, self.comparisons.asked
+        if env_steps < one.ask_from:
+            return 0
         if asked < self.first:
             return self.first - asked
-        self._earn(min(1.0, env_steps / one.ask_until))
+        self._earn(min(1.0, (env_steps - one.ask_from) / max(1, one.ask_until - one.ask_from)))
         due = int(min(self._credit, one.comparisons) + 1e-6) - asked
         return due if due >= min(one.batch, one.comparisons - asked) else 0
 
@@ -186,7 +192,8 @@ class RewardLearner:
             accuracy = self.model.test(Fitting(new, one.members, self.seed, held_out=True))[1]
             if np.isfinite(accuracy):
                 counts["reward_accuracy"] = accuracy
-        passes = one.passes * (1 if self.ready else FIRST_PASSES)
+        passes = max(one.passes, math.ceil(LEAST_ANSWERS / answers))
+        passes *= 1 if self.ready else FIRST_PASSES
         passes = max(1, min(passes, MOST_ANSWERS // answers))
         found = self.model.fit(compared, passes=passes, seed=answers)
         self.fitted = answers
@@ -242,11 +249,14 @@ def load_reward(
 
 def predicted(model: RewardModel, rollout: Rollout, *, relative_to_end: bool) -> Array:
     """The ensemble's mean reward [T, B] float32 of a rollout's steps."""
-    import torch
-    import tree
-
     T, B = rollout.shape
-    obs = tree.map_structure(lambda x: torch.tensor(x[:-1]).flatten(0, 1), rollout.obs)
-    actions = torch.tensor(rollout.actions).flatten(0, 1)
-    rewards = model.rewards(obs, actions, relative_to_end=relative_to_end)
-    return rewards.mean(0).unflatten(0, (T, B)).numpy().astype(np.float32)
+    obs = tree.map_structure(lambda x: x[:-1].reshape(T * B, *x.shape[2:]), rollout.obs)
+    actions = rollout.actions.reshape(T * B, *rollout.actions.shape[2:])
+    return mean_rewards(model, obs, actions, relative_to_end=relative_to_end).reshape(T, B)
+
+
+def mean_rewards(model: RewardModel, obs: Tree, actions: Array, *, relative_to_end: bool) -> Array:
+    """The ensemble's mean reward [N] float32 of observations and actions [N, ...]."""
+    obs = tree.map_structure(torch.tensor, obs)
+    rewards = model.rewards(obs, torch.tensor(actions), relative_to_end=relative_to_end)
+    return rewards.mean(0).numpy().astype(np.float32)

@@ -9,8 +9,8 @@ Departures from the paper:
 1. All members are one batched network, and each minibatch serves all of them: a comparison counts for a
    member as often as a Poisson(1) draw says, the bootstrap that needs no copies (Oza & Russell, 2001). The
    draw comes from the comparison's number, so it stays when others are added. Those that a member does not
-   draw, a third, cost it nothing.
-2. A comparison is held out of all members with probability 1/e, likewise by its number.
+   draw cost it nothing.
+2. Those are what is held out of it: a share of 1/e, the paper's, without keeping any answer from all.
 3. The paper adapts the ℓ2 regularisation so that the held-out loss is between 1.1 and 1.5 times the training
    loss; so it is here, as decoupled weight decay.
 
@@ -36,14 +36,14 @@ import tree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learner.encoders import Encoder
 from learner.losses import bradley_terry
 from learner.mlp import EnsembleMLP
-from learner.nets import Encoder
 from tutelage.types import Array, Tree
 
 CARELESS = 0.1
 """The paper's share of answers at random."""
-HELD_OUT = float(np.exp(-1))
+MINIBATCH = 64  # comparisons
 RATIO = (1.1, 1.5)  # of the held-out loss to the training loss, between which the decay is left alone
 DECAYS = (1e-6, 30.0)
 ROWS = 65_536  # in one forward without gradients
@@ -155,12 +155,12 @@ class RewardModel(nn.Module):
     # Fitting
 
     def fit(
-        self, compared: Compared, *, passes: int = 1, minibatch: int = 64, seed: int = 0
+        self, compared: Compared, *, passes: int = 1, minibatch: int = MINIBATCH, seed: int = 0
     ) -> dict[str, float]:
         """Descend through all comparisons `passes` times; the figures are of the last pass.
 
-        Returns `loss`, `held_out_loss` (NaN while nothing is held out), `accuracy` of the held-out ones that
-        are no ties, `decay`.
+        Returns `loss`, `held_out_loss` (NaN while nothing is held out), `accuracy` on what is no tie of the
+        members that it is held out of, `decay`.
         """
         data = Fitting(compared, self.members, self.seed)
         self._see(data)
@@ -204,17 +204,19 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def test(self, data: Fitting) -> tuple[float, float]:
-        """Loss and accuracy on the comparisons that are held out; NaN where there are none."""
+        """Loss of each member and accuracy of their mean, on comparisons that they are held out of; NaN where
+        there are none."""
         losses, right = list[Tensor](), list[Tensor]()
-        for rows in data.held_out():
+        for rows in data.all():
             obs, actions, ended, weights, careless, _ = data.rows(rows)
+            held_out = data.held_out[:, torch.from_numpy(rows)]  # [M, n]
             returns = self.returns(obs, actions, ended)
             careless = self.careless if careless is None else careless
-            losses.append(bradley_terry(returns, weights, careless=careless).flatten())
-            decided = weights.max(-1).values > weights.mean(-1) + 1e-6
-            mean = returns.mean(0)
-            right.append((mean.argmax(-1) == weights.argmax(-1))[decided].float())
-        return tuple(float(torch.cat(parts).mean()) if parts else float("nan") for parts in (losses, right))  # type: ignore[return-value]
+            losses.append(bradley_terry(returns, weights, careless=careless)[held_out])
+            decided = (weights.max(-1).values > weights.mean(-1) + 1e-6) & held_out.any(0)
+            sums = (returns * held_out[..., None]).sum(0)
+            right.append((sums.argmax(-1) == weights.argmax(-1))[decided].float())
+        return tuple(float(torch.cat(parts).mean()) for parts in (losses, right))  # type: ignore[return-value]
 
     def _adapt(self, loss: float, held_out: float) -> None:
         if not np.isfinite(held_out):
@@ -254,15 +256,16 @@ class RewardModel(nn.Module):
 
 
 class Fitting:
-    """Comparisons part by part, which may lie on the disk; what each member draws, and which are held out."""
+    """Comparisons part by part, which may lie on the disk; how often each member draws them, and what is held
+    out of it, which is what it does not draw."""
 
     def __init__(self, compared: Compared, members: int, seed: int, *, held_out: bool = False) -> None:
-        """held_out: all of them."""
+        """held_out: all of them, of all members."""
         self.compared = compared
-        counts, self.is_held_out = drawn(compared.rows, members, seed)
+        counts = drawn(compared.rows, members, seed)
+        counts[~counts.any(axis=1)] = 1  # all of a handful are learnt from
         self.counts = torch.from_numpy(counts.astype(np.float32))  # [M, N]
-        if held_out or self.is_held_out.all():  # all of a handful are learnt from
-            self.is_held_out[:] = held_out
+        self.held_out = torch.from_numpy((counts == 0) | held_out)  # [M, N]
         self._steps = int(np.prod(compared.actions.shape[1:3]))  # of one comparison
         self._read = 0  # bytes, since pages were let go
 
@@ -289,29 +292,21 @@ class Fitting:
                     array.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
     def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Array]:
-        kept = rng.permutation(np.flatnonzero(~self.is_held_out))
-        yield from np.array_split(kept, max(1, round(len(kept) / size))) if len(kept) else ()
-
-    def held_out(self) -> Iterator[Array]:
-        yield from self._in_parts(np.flatnonzero(self.is_held_out))
+        rows = rng.permutation(len(self.compared))
+        yield from np.array_split(rows, max(1, round(len(rows) / size)))
 
     def all(self) -> Iterator[Array]:
-        yield from self._in_parts(np.arange(len(self.is_held_out)))
-
-    def _in_parts(self, rows: Array) -> Iterator[Array]:
-        size = max(1, ROWS // self._steps)
+        rows, size = np.arange(len(self.compared)), max(1, ROWS // self._steps)
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def drawn(numbers: Array, members: int, seed: int) -> tuple[Array, Array]:
-    """How often each member draws the comparisons of these numbers [M, N], and whether they are held out [N].
-
-    Each comes from the comparison's number, the member and the seed alone.
-    """
-    streams = np.arange(members + 1, dtype=np.uint64)[:, None]
+def drawn(numbers: Array, members: int, seed: int) -> Array:
+    """How often each member draws the comparisons of these numbers [M, N]; it comes from the number, the
+    member and the seed alone."""
+    streams = np.arange(1, members + 1, dtype=np.uint64)[:, None]
     bits = hashed(hashed(hashed(np.array([seed], np.uint64)) + streams) + numbers.astype(np.uint64))
     uniform = (bits >> np.uint64(11)) * 2.0**-53
-    return np.searchsorted(POISSON, uniform[1:], side="right"), uniform[0] < HELD_OUT
+    return np.searchsorted(POISSON, uniform, side="right")
 
 
 def hashed(x: Array) -> Array:

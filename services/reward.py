@@ -50,7 +50,7 @@ class Judged:
     learnt: Array  # [Q, K] returns on the common scale, the members' mean
     true: Array  # [Q, K] returns of the environment's own reward
     p: Array  # [M, Q] the probability that the first option is preferred
-    held_out: Array  # [N] bool, of the answers: the model was not fitted to it
+    held_out: Array  # [M, N] bool, of the answers: the member was not fitted to it
     rows: Array  # [N] the question of each answer
     first: Array  # [N] how far the first option was preferred
 
@@ -121,7 +121,7 @@ def judged(model: RewardModel, comparisons: Comparisons) -> Judged:
         learnt=learnt.mean(0).numpy(),
         true=comparisons.rewards().sum(-1),
         p=p.numpy(),
-        held_out=Fitting(answers, model.members, model.seed).is_held_out,
+        held_out=Fitting(answers, model.members, model.seed).held_out.numpy(),
         rows=answers.rows,
         first=answers.weights[:, 0],
     )
@@ -177,7 +177,9 @@ def _returns(panel: Axes, said: Judged) -> None:
 
 def _calibration(panel: Axes, said: Judged) -> None:
     _titled(panel, "answers held out", "predicted probability", "share that was preferred")
-    p, first = said.p.mean(0)[said.rows][said.held_out], said.first[said.held_out]
+    some = said.held_out.any(axis=0)
+    p = said.p[:, said.rows[some]].mean(axis=0, where=said.held_out[:, some])
+    first = said.first[some]
     panel.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
     for x, share, (low, high), n in calibration(p, first):
         panel.vlines(x, low, high, color=LEARNT, lw=1.4)

@@ -396,7 +396,8 @@ class Trainer(Algorithm):
         self.env_steps += steps
         self.in_hand = rollouts
         learned = self._learn_reward(rollouts)
-        learned |= self._learn(rollouts) if "waiting" not in learned else {}
+        if "waiting" not in learned or self.method.begins_without_reward:
+            learned |= self._learn(rollouts)
         self.in_hand, self.behind = [], False
         self._publish()
         self.figures = {

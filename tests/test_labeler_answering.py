@@ -138,10 +138,10 @@ def test_what_a_teacher_cannot_judge_it_gives_back(labeling, service):
     one.client.close()
 
 
-@pytest.mark.parametrize("labeling", [2.0], indirect=True)
+@pytest.mark.parametrize("labeling", [4.0], indirect=True)
 def test_a_slow_one_is_slow_and_keeps_what_it_works_on(labeling, service):
     ask(labeling, [pair(f"p{i}") for i in range(8)])
-    one = worker(service.address, "equal", {"delay_s": 0.4, "n": 8, "until_empty": True})
+    one = worker(service.address, "equal", {"delay_s": 0.7, "n": 8, "until_empty": True})
     assert one.work()["accepted"] == 8  # together longer than a lease
     assert labeling.queue.counts()["expired"] == 0
     one.client.close()

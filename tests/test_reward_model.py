@@ -1,5 +1,7 @@
 """A reward model finds the reward behind comparisons, whatever answers are wrong or ties."""
 
+from copy import deepcopy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from expert_oracle.synthetic import Teacher
 from learner.losses import bradley_terry
-from learner.reward_model import HELD_OUT, Compared, Fitting, RewardModel, drawn
+from learner.reward_model import Compared, Fitting, RewardModel, drawn
 
 BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -112,16 +114,15 @@ def test_rewards_have_mean_0_and_deviation_1_whatever_their_offset():
 
 
 def test_members_see_other_draws_which_stay():
-    counts, held = drawn(np.arange(4000), 3, 0)
+    counts = drawn(np.arange(4000), 3, 0)
     assert abs(counts.mean() - 1) < 0.05
     assert abs(counts.var() - 1) < 0.1
-    other_seed = drawn(np.arange(4000), 1, 1)[0]
-    between = np.corrcoef(np.vstack([counts, held, other_seed, np.roll(counts[0], 1)]))
+    other_seed = drawn(np.arange(4000), 1, 1)
+    between = np.corrcoef(np.vstack([counts, other_seed, np.roll(counts[0], 1)]))
     assert np.abs(between - np.eye(len(between))).max() < 0.06
-    assert abs(held.mean() - HELD_OUT) < 0.03
-    some, some_held = drawn(np.array([3999, 0, 17]), 2, 0)
+    assert abs((counts == 0).mean() - np.exp(-1)) < 0.03
+    some = drawn(np.array([3999, 0, 17]), 2, 0)
     np.testing.assert_array_equal(some, counts[:2, [3999, 0, 17]])
-    np.testing.assert_array_equal(some_held, held[[3999, 0, 17]])
     model = RewardModel(BOX, ACTIONS, seed=1)
     model.fit(compared(100), passes=3)
     one, two, three = model.rewards(torch.randn(50, 3), torch.rand(50, 2))
@@ -155,8 +156,8 @@ def test_a_fit_goes_on_from_a_checkpoint_as_if_nothing_had_been():
     one = RewardModel(BOX, ACTIONS, seed=1)
     one.fit(data, passes=2)
     other = RewardModel(BOX, ACTIONS, seed=1)
-    other.set_state(one.get_state())
-    assert other.fit(data, passes=2, seed=5) == pytest.approx(one.fit(data, passes=2, seed=5), rel=1e-2)
+    other.set_state(deepcopy(one.get_state()))
+    assert other.fit(data, passes=2, seed=5) == one.fit(data, passes=2, seed=5)
 
 
 def test_discrete_actions_and_dictionaries_of_observations():

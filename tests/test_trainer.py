@@ -123,9 +123,11 @@ def test_a_killed_runner_comes_back_and_nothing_counts_twice(tmp_path, built):
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         trainer.train()
-        if trainer.env_runner_group.num_remote_worker_restarts() >= 1:
+        group = trainer.env_runner_group
+        if group.num_remote_worker_restarts() >= 1 and group.num_healthy_remote_workers() == 2:
             break
     trainer.train()
+    assert trainer.env_runner_group.num_remote_worker_restarts() >= 1
     assert trainer.env_runner_group.num_healthy_remote_workers() == 2
     assert trainer.figures["expert_labels"] == trainer.figures["dataset"] == trainer.env_steps
 

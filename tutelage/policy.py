@@ -3,7 +3,8 @@
 For small networks a numpy forward costs a third of the torch one, and the file needs neither torch nor
 pickle. `params` are the inputs of the action distribution, in RLlib's layout: Box [N, 2 D] (means, log
 standard deviations), Discrete [N, n] logits, MultiDiscrete [N, sum(nvec)] logits one after the other,
-MultiBinary [N, n] logits of a one.
+MultiBinary [N, n] logits of a one. A squashed gaussian is the tanh of a gaussian, in [-1, 1], for a Box with
+bounds to which `stretched` takes it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # in place
     "relu": lambda x: np.maximum(x, 0, out=x),
 }
 
-Distribution = Literal["gaussian", "categorical", "multi_categorical", "bernoulli"]
+Distribution = Literal["gaussian", "squashed", "categorical", "multi_categorical", "bernoulli"]
 
 LOG_2PI = math.log(2 * math.pi)
+LOG_STD_RANGE = (-5.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def mode(params: Array, distribution: Distribution, nvec: Sequence[int] = ()) ->
     match distribution:
         case "gaussian":
             return params[:, : params.shape[1] // 2]
+        case "squashed":
+            return np.tanh(params[:, : params.shape[1] // 2])
         case "categorical":
             return params.argmax(-1)
         case "multi_categorical":
@@ -91,6 +95,12 @@ def sample(
             noise *= np.exp(log_std)
             noise += mean
             return noise
+        case "squashed":
+            mean, log_std = np.split(params, 2, axis=-1)
+            noise = rng.standard_normal(mean.shape, np.float32)
+            noise *= np.exp(log_std.clip(*LOG_STD_RANGE))
+            noise += mean
+            return np.tanh(noise, out=noise)
         case "categorical":
             return (params - log_exponential(rng, params.shape)).argmax(-1)
         case "multi_categorical":
@@ -108,6 +118,8 @@ def log_prob(params: Array, actions: Array, distribution: Distribution, nvec: Se
             mean, log_std = np.split(params, 2, axis=-1)
             z = (actions - mean) * np.exp(-log_std)
             return (-0.5 * (z * z + LOG_2PI) - log_std).sum(-1)
+        case "squashed":
+            raise ValueError("the tanh of a gaussian cannot be undone where it has reached ±1")
         case "categorical":
             return categorical_log_prob(params, actions)
         case "multi_categorical":
@@ -157,6 +169,18 @@ def distribution_of(action_space: Any) -> tuple[Distribution, tuple[int, ...]]:
         f"action space {action_space} is not supported; "
         "supported: flat Box, Discrete, MultiDiscrete, MultiBinary"
     )
+
+
+def is_bounded(action_space: Any) -> bool:
+    """A Box with bounds on all sides: what a squashed gaussian acts in."""
+    if type(action_space).__name__ != "Box":
+        return False
+    return bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all())
+
+
+def stretched(units: Array, low: Array, high: Array) -> Array:
+    """Actions of -1..1 [N, D] as those of low..high."""
+    return low + (units + 1) / 2 * (high - low)
 
 
 def half_range(low: Array, high: Array) -> Array:

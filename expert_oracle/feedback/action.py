@@ -110,7 +110,7 @@ def body(query: Query, clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if clips:
         body["clip"] = dict(clips[0])
     if not isinstance(query.options[0], Segment):  # one picture shows no speed
-        names = query.context.get("observation", known.get("observation", ()))
+        names = query.context.get("observation", known.get("observation")) or ()
         body["numbers"] = _named_numbers(query.options[0], names)
     elif not clips:
         raise ValueError("clips: a segment is shown as a clip, and there is none")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-from learner.methods._base import Method
+from learner.methods._base import Critic, Method
 from learner.pairs import WAYS
 from learner.reward_learner import SCHEDULES, RewardSettings
 from tutelage.errors import ConfigError
+
+Terminal = Literal["judged", "ignored", "zero"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,40 @@ class Asking(Method):
             task=self.task,
             fits=self.fits_reward,
         )
+
+
+@dataclass(frozen=True)
+class LearnsReward(Asking):
+    """Asking, and a reward model that is fitted to the answers."""
+
+    ranges: ClassVar = {"members": (1, math.inf), "passes": (1, math.inf), "careless": (0, 1)}
+
+    terminal: Terminal = "judged"  # an end: judged by those who compare, ignored, or worth zero
+    members: int = 3  # of the reward ensemble
+    careless: float = 0.1  # probability of an answer at random
+    reliability: bool = False  # estimate that probability for each annotator
+    normalise_model: bool = True  # the learnt reward: mean 0, standard deviation 1, each member
+    passes: int = 10  # of a refit over all comparisons
+    reward_lr: float = 1e-3
+    reward_hiddens: tuple[int, ...] = (64, 64)
+
+    @property
+    def past_the_end(self) -> bool:
+        return self.terminal == "judged"
+
+    def reward_settings(self) -> RewardSettings:
+        return replace(
+            super().reward_settings(),
+            members=self.members,
+            careless=self.careless,
+            reliability=self.reliability,
+            normalise=self.normalise_model,
+            passes=self.passes,
+            lr=self.reward_lr,
+            hiddens=tuple(self.reward_hiddens),
+        )
+
+    def ends(self, critic: Critic) -> tuple[bool, bool]:
+        """Whether nothing comes after the end of a task, and whether rewards are told relative to it."""
+        judged = self.terminal == "judged" and critic.ends_are_judged()
+        return judged or self.terminal == "zero", judged

@@ -8,6 +8,10 @@ The loop that uses it, in words:
         loss, figures = method.loss(module, {"obs": ..., "actions": ...})
     elif method.learns_from == "comparisons":      # minibatches of what was compared
         loss, figures = method.loss(module, {"obs": ..., "actions": ..., "weights": ..., "ended": ...})
+    elif method.learns_from == "replay":           # minibatches of all transitions, old and new
+        columns = method.relabelled(replay.sample(n), learner)
+        loss, figures = method.loss(module, columns[minibatch])
+        method.stepped(module)
     else:                                          # minibatches of the newest rollouts
         columns = method.label(rollout, learner)
         loss, figures = method.loss(module, columns[minibatch])
@@ -15,6 +19,7 @@ The loop that uses it, in words:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -50,6 +55,8 @@ class Policy(Protocol):
     def risk(self, obs: Tree, actions: Tensor) -> Tensor: ...
     def set_limits(self, **limits: Tensor) -> None: ...
     @property
+    def critics(self) -> Any: ...
+    @property
     def distribution(self) -> Any: ...
     @property
     def nvec(self) -> Any: ...
@@ -74,8 +81,20 @@ class Critic(Protocol):
         """What the reward model makes of a rollout's steps [T, B]."""
         ...
 
+    def mean_rewards(self, obs: Tree, actions: Array, *, relative_to_end: bool) -> Array:
+        """What the reward model makes of steps [N]."""
+        ...
+
+    def has_reward(self) -> bool:
+        """Whether there is a reward model that was fitted to anything."""
+        ...
+
     def ends_are_judged(self) -> bool:
         """Whether the reward model knows what comes after the end of a task."""
+        ...
+
+    def novelty(self, obs: Tree, *, k: int) -> Array:
+        """How far observations [N, ...] are from the k-th nearest of what was collected [N]."""
         ...
 
     def tensor(self, array: Array) -> Tensor:
@@ -87,7 +106,7 @@ class Critic(Protocol):
 class Method:
     """A way to learn. Fields are its settings; subclasses override only their own cells."""
 
-    learns_from: ClassVar[Literal["dataset", "rollouts", "comparisons"]] = "rollouts"
+    learns_from: ClassVar[Literal["dataset", "rollouts", "comparisons", "replay"]] = "rollouts"
     asks: ClassVar[bool] = False  # the expert, what it would do in every visited state
     explores: ClassVar[bool] = False  # rollouts sample from the policy instead of taking its mode
     needs_value: ClassVar[bool] = False
@@ -95,6 +114,7 @@ class Method:
     model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
     with_people: ClassVar[Mapping[str, Any]] = {}  # defaults of settings where the expert is people
     needs_labeler: ClassVar[bool] = False  # somebody who compares segments
+    begins_without_reward: ClassVar[bool] = False  # learns while the first comparisons are awaited
     needs_supervisor: ClassVar[bool] = False  # an expert that takes over by itself
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest values of settings
     recent_rows: ClassVar[int] = 0  # newest transitions to keep; minibatches of D then have a "recent" one
@@ -124,6 +144,32 @@ class Method:
         """The scalar to descend, and scalars to report."""
         raise NotImplementedError
 
+    def reward_begins(self, policy: Policy) -> None:
+        """Before the first update that has a reward model."""
+
     def settle(self, policy: Policy, sample: Columns) -> None:
         """After an update, without gradients: set what the policy keeps beside its weights. `sample` are rows
         of D with "recent" ones. Only for methods with `recent_rows`."""
+
+
+@dataclass(frozen=True)
+class Replaying(Method):
+    """A method that learns from all transitions again and again."""
+
+    learns_from = "replay"
+    explores = True
+    ranges: ClassVar = {
+        **dict.fromkeys(("replay", "first_steps"), (1, math.inf)),
+        "updates_per_step": (0, math.inf),
+    }
+
+    replay: int = 1_000_000  # transitions to keep, on disk
+    first_steps: int = 1_000  # of the environments, before anything is learnt
+    updates_per_step: float = 1.0  # minibatches an environment step, all learners together
+
+    def relabelled(self, columns: dict[str, Tree], critic: Critic) -> dict[str, Tree]:
+        """What the loss learns from of sampled transitions, arrays [N, ...]."""
+        return columns
+
+    def stepped(self, policy: Policy) -> None:
+        """After each step of the optimiser."""

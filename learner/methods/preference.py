@@ -11,57 +11,23 @@ random. So what is after an end is either judged like all else, or made to play 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from learner.methods._asking import Asking
+from learner.methods._asking import LearnsReward
 from learner.methods._base import Columns, Critic
 from learner.methods.ppo import PPO
-from learner.reward_learner import RewardSettings
 from tutelage.types import Rollout
-
-Terminal = Literal["judged", "ignored", "zero"]
 
 
 @dataclass(frozen=True)
-class Preference(PPO, Asking):
+class Preference(PPO, LearnsReward):
     """PPO on a reward that is learnt from comparisons."""
 
-    ranges: ClassVar = {"members": (1, math.inf), "passes": (1, math.inf), "careless": (0, 1)}
-
-    terminal: Terminal = "judged"  # an end: judged by those who compare, ignored, or worth zero
-    members: int = 3  # of the reward ensemble
-    careless: float = 0.1  # probability of an answer at random
-    reliability: bool = False  # estimate that probability for each annotator
-    normalise_model: bool = True  # the learnt reward: mean 0, standard deviation 1, each member
-    passes: int = 10  # of a refit over all comparisons
-    reward_lr: float = 1e-3
-    reward_hiddens: tuple[int, ...] = (64, 64)
-
-    @property
-    def past_the_end(self) -> bool:
-        return self.terminal == "judged"
-
-    def reward_settings(self) -> RewardSettings:
-        return replace(
-            super().reward_settings(),
-            members=self.members,
-            careless=self.careless,
-            reliability=self.reliability,
-            normalise=self.normalise_model,
-            passes=self.passes,
-            lr=self.reward_lr,
-            hiddens=tuple(self.reward_hiddens),
-        )
-
     def label(self, rollout: Rollout, critic: Critic) -> Columns:
-        ends_count = self.terminal == "zero"
-        if self.terminal == "judged":
-            ends_count = critic.ends_are_judged()
-        rewards = critic.learnt_rewards(rollout, relative_to_end=ends_count and self.terminal == "judged")
+        ends_count, relative_to_end = self.ends(critic)
+        rewards = critic.learnt_rewards(rollout, relative_to_end=relative_to_end)
         rollout = replace(rollout, rewards=rewards)
         if not ends_count:  # as if the episode went on, somewhere out of sight
             rollout = replace(
