@@ -257,6 +257,12 @@ class TrainerConfig(AlgorithmConfig):
                 f"method {self.method_name} needs somebody who compares; set feedback.labeler, e.g. "
                 "feedback.labeler=human or feedback.labeler=synthetic:oracle"
             )
+        self._check_segments(self.learning_method)
+        if self.learning_method.learns_from == "replay" and "num_epochs" in self._training_given:
+            raise ConfigError(
+                f"training.num_epochs has no effect with {self.method_name}, which draws minibatches from "
+                "its replay; set method.updates_per_step"
+            )
         if self.asynchronous and self.num_env_runners == 0 and not self.in_evaluation:
             raise ConfigError("collection.asynchronous needs env_runners.num_env_runners > 0")
         if not self.in_evaluation:  # where RLlib itself sets some
@@ -271,6 +277,16 @@ class TrainerConfig(AlgorithmConfig):
                 )
         model_config(self.model_config or {})
         super().validate()
+
+    def _check_segments(self, method: Method) -> None:
+        """Raise ConfigError where no segment fits into a rollout: nothing could ever be asked."""
+        settings = method.reward_settings() if method.needs_labeler and not self.in_evaluation else None
+        steps = self.rollout_fragment_length
+        if settings is not None and isinstance(steps, int) and settings.segment_length > steps:
+            raise ConfigError(
+                f"method.segment_length: segments of {settings.segment_length} steps do not fit into "
+                f"rollouts of {steps}; set env_runners.rollout_fragment_length to at least as many"
+            )
 
     def _check_expert(self, method: Method) -> None:
         """Raise ConfigError for a method that has nobody to learn from."""

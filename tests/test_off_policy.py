@@ -314,6 +314,12 @@ def test_pendulum_is_learnt_in_a_tenth_of_the_steps(tmp_path, method):
     assert returns.mean() > -350  # at random −1,235; the best is about −150
 
 
+def test_what_has_no_effect_is_refused(tmp_path):
+    config = pendulum(tmp_path, "sac").training(num_epochs=3)
+    with pytest.raises(ConfigError, match=r"num_epochs has no effect with sac"):
+        config.validate()
+
+
 def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match=r"method\.updates_per_step"):
         make_method("sac", {"updates_per_step": -1})

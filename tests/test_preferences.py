@@ -164,6 +164,7 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["method.pairs=best"], "method.pairs: 'best' is not one of uniform"),
         (["method.terminal=death"], "method.terminal: expected 'judged'"),
         (["method.segment_length=0"], "method.segment_length"),
+        (["method.segment_length=129"], "segments of 129 steps do not fit into rollouts of 128"),
         (["stop.env_steps=null", "stop.rounds=3"], "method.ask_until: set it, or stop.env_steps"),
         (["feedback.labeler=null"], "method preference needs somebody who compares"),
         (["feedback.labeler=synthetic:orakle"], "did you mean 'oracle'"),
