@@ -2,7 +2,8 @@
 
 Behaviour cloning: 100,000 transitions of HalfCheetah's size, minibatch 256, one pass, beside a bare torch
 loop with fused Adam. PPO: one iteration of 4,096 steps on CartPole with 16 environments, 10 epochs,
-minibatch 256, collection included, beside RLlib's own PPO. `bc-10m`: the same learner in a process of its own
+minibatch 256, collection included, beside RLlib's own PPO. SAC: updates of minibatches of 256, each with a
+step of Pendulum, two layers of 64, beside RLlib's own SAC. `bc-10m`: the same learner in a process of its own
 on 10 million transitions on disk (1.4 GB in the folder for temporary files) and on some in memory, in turns.
 """
 
@@ -23,6 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from torch import nn
 
@@ -35,6 +37,7 @@ from services.trainer import TrainerConfig
 from tutelage.types import Demonstrations
 
 ROWS, MINIBATCH = 100_000, 256
+SAC_UPDATES, RLLIB_UPDATES = 200, 20
 LARGE_ROWS, LARGE_CHUNKS = 10_000_000, 43  # chunks learned from: two of the seven parts that are read at once
 LARGE_MB = 2_000
 
@@ -193,6 +196,74 @@ def ppo() -> Iterable[Row]:
     )
 
 
+def our_sac(env_id: str, width: int) -> Callable[[], object]:
+    """SAC_UPDATES updates, each with a step of the environment."""
+    trainer = (
+        TrainerConfig()
+        .environment(env_id)
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=4, rollout_fragment_length=SAC_UPDATES // 4)
+        .method("sac", first_steps=1, replay=ROWS)
+        .rl_module(model_config={"fcnet_hiddens": [width, width]})
+        .evaluation(evaluation_interval=None)
+        .build_algo()
+    )
+    return trainer.train
+
+
+def rllib_sac(env_id: str, width: int) -> Callable[[], object]:
+    """RLLIB_UPDATES of RLlib's, likewise."""
+    trainer = (
+        SACConfig()
+        .environment(env_id)
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=1, rollout_fragment_length=1)
+        .training(
+            train_batch_size_per_learner=MINIBATCH,
+            num_steps_sampled_before_learning_starts=MINIBATCH,
+            replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": ROWS},
+        )
+        .rl_module(
+            model_config={
+                "fcnet_hiddens": [width, width],
+                "fcnet_activation": "relu",
+                "head_fcnet_hiddens": [],
+            }
+        )
+        .reporting(min_sample_timesteps_per_iteration=RLLIB_UPDATES, min_time_s_per_iteration=0)
+        .build_algo()
+    )
+    for _ in range(-(-MINIBATCH // RLLIB_UPDATES)):  # until it learns
+        trainer.train()
+    return trainer.train
+
+
+def sac() -> Iterable[Row]:
+    ours, theirs = interleaved(our_sac("Pendulum-v1", 64), rllib_sac("Pendulum-v1", 64))
+    yield row(
+        "learner",
+        "SAC on Pendulum, 2 × 64, a step each",
+        ours=SAC_UPDATES / ours,
+        against="RLlib's SAC",
+        reference=RLLIB_UPDATES / theirs,
+        unit="updates/CPU-s",
+        reach=4,
+    )
+
+
+def sac_beside_peer() -> Iterable[Row]:
+    for env_id, width in (("Pendulum-v1", 64), ("HalfCheetah-v5", 256)):
+        (ours,) = interleaved(our_sac(env_id, width))
+        peer = peers.measure(f"sac-{width}")
+        yield row(
+            "learner",
+            f"SAC of {env_id}'s size, 2 × {width}",
+            ours=SAC_UPDATES / ours,
+            against=peer["peer"],
+            reference=peer["value"],
+            unit=peer["unit"],
+            reach=1,
+        )
+
+
 def bc_beside_peer() -> Iterable[Row]:
     with tempfile.TemporaryDirectory() as folder:
         (ours,) = interleaved(our_bc(Path(folder)))
@@ -226,9 +297,11 @@ def ppo_beside_peer() -> Iterable[Row]:
 CASES: dict[str, Any] = {
     "bc": bc,
     "ppo": ppo,
+    "sac": sac,
     "bc-10m": bc_from_disk,
     "bc-peer": bc_beside_peer,
     "ppo-peer": ppo_beside_peer,
+    "sac-peer": sac_beside_peer,
 }
 
 if __name__ == "__main__":

@@ -41,17 +41,18 @@ def labels(preset: str) -> Answers:
     }
 
 
-def of(preset: str, key: str, values: Mapping[str, str] | tuple[str, ...]) -> Answers:
+def of(command: list[str], key: str, values: Mapping[str, str] | tuple[str, ...]) -> Answers:
     """One setting, with each of some values."""
     named = values if isinstance(values, Mapping) else dict(zip(values, values, strict=True))
-    return {name: [preset, f"{key}={value}"] for name, value in named.items()}
+    return {name: [*command, f"{key}={value}"] for name, value in named.items()}
 
 
-PENDULUM, CARTPOLE = "preference-pendulum", "preference-cartpole"
+CARTPOLE = "preference-cartpole"
+FEW = ["preference-pendulum", "method.comparisons=100"]  # with more, every way is as good
 BY_REGRET = ["feedback.labeler=synthetic:oracle", "feedback.arguments.expert=checkpoint:cartpole"]
 QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
     "labels": {
-        "Pendulum": labels(PENDULUM),
+        "Pendulum": labels("preference-pendulum"),
         "Hopper": labels("preference-hopper"),
         "HalfCheetah": labels("preference-halfcheetah"),
     },
@@ -69,28 +70,39 @@ QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
     },
     "pairs": {
         "Pendulum": {
-            **of(PENDULUM, "method.pairs", tuple(WAYS)),
-            "disagreement, across time": [PENDULUM, "method.across_time=true"],
+            **of(FEW, "method.pairs", tuple(WAYS)),
+            "uniform, across time": [*FEW, "method.across_time=true"],
         }
     },
     "often": {
         "Pendulum": {
-            **of(PENDULUM, "method.schedule", tuple(SCHEDULES)),
-            "all before training": [PENDULUM, "method.first_share=1.0"],
+            **of(FEW, "method.schedule", tuple(SCHEDULES)),
+            "all before training": [*FEW, "method.first_share=1.0"],
         }
     },
     "normalise": {
         "Pendulum": {
-            "model and discounted return": [PENDULUM],
-            "model alone": [PENDULUM, "method.normalise_rewards=false"],
-            "discounted return alone": [PENDULUM, "method.normalise_model=false"],
-            "neither": [PENDULUM, "method.normalise_model=false", "method.normalise_rewards=false"],
+            "model and discounted return": FEW,
+            "model alone": [*FEW, "method.normalise_rewards=false"],
+            "discounted return alone": [*FEW, "method.normalise_model=false"],
+            "neither": [*FEW, "method.normalise_model=false", "method.normalise_rewards=false"],
         }
     },
-    "end": {"Hopper": of("preference-hopper", "method.terminal", ("judged", "ignored", "zero"))},
+    "end": {"Hopper": of(["preference-hopper"], "method.terminal", ("judged", "ignored", "zero"))},
+    "replay": {
+        "Pendulum": {
+            "SAC on the true reward": ["sac-pendulum"],
+            "PEBBLE, 100 labels": ["pebble-pendulum"],
+            "PEBBLE, 50 labels": ["pebble-pendulum", "method.comparisons=50"],
+            "PEBBLE without exploring, 50 labels": [
+                *("pebble-pendulum", "method.comparisons=50", "method.explore_steps=0"),
+            ],
+            "preference, 100 labels": FEW,
+        }
+    },
     "teachers": {
         "Pendulum": of(
-            PENDULUM,
+            FEW,
             "feedback.labeler",
             {name: f"synthetic:{name}" for name in NAMES if name != "adversarial"},
         )

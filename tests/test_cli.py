@@ -89,7 +89,7 @@ def test_a_resume_refuses_what_would_make_it_another_run(run, override, message,
     assert (run / "config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_after_the_round_with_a_checkpoint(tmp_path, number):
     path = tmp_path / "run"
     quick = [setting for setting in QUICK if not setting.startswith("stop")]

@@ -119,6 +119,7 @@ def eight(url, invite):
     return [Page(url).come_in(invite(f"annotator-{k}")) for k in range(8)]
 
 
+@pytest.mark.slow  # test_labeler_kills has the same over gRPC, and kills the store too
 def test_a_thousand_answers_of_eight_survive_the_death_of_the_service(tmp_path):
     outcomes, done = Counter(), threading.Semaphore(0)
 

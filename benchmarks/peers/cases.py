@@ -54,6 +54,8 @@ CASES: Mapping[str, Case] = {
     "rollout-halfcheetah": Case("rollout", {"env": "HalfCheetah-v5"}),
     "bc": Case("bc", {"env": "HalfCheetah-v5"}),
     "ppo": Case("ppo", {"env": "HalfCheetah-v5"}),
+    "sac-64": Case("sac", {"env": "Pendulum-v1", "width": 64}),
+    "sac-256": Case("sac", {"env": "HalfCheetah-v5", "width": 256}),
     "reward-32": Case("reward", {"env": "HalfCheetah-v5", "width": 32}),
     "reward-64": Case("reward", {"env": "HalfCheetah-v5", "width": 64}),
     "dagger-cartpole": Case("dagger", {"env": "CartPole-v1", "batch_size": 32}, "cartpole"),

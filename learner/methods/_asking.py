@@ -28,13 +28,13 @@ class Asking(Method):
     }
 
     comparisons: int = 700  # to ask for in all
-    first_share: float = 0.25  # of them, asked and answered before the policy learns
-    schedule: str = "hyperbolic"  # of the others: constant, hyperbolic, sqrt or accuracy
+    first_share: float = 0.15  # of them, asked and answered before the policy learns
+    schedule: str = "constant"  # of the others; or hyperbolic, sqrt, accuracy
     ask_until: int | None = None  # env steps by which all are asked; None: those of stop.env_steps
     batch: int = 10  # comparisons asked at a time
     segment_length: int = 50  # steps
     options: int = 2  # segments to choose the best of
-    pairs: str = "disagreement"  # uniform, disagreement, entropy, k_centre or same_start
+    pairs: str = "uniform"  # or disagreement, entropy, k_centre, same_start
     across_time: bool = False  # segments of all that was collected, not only of the newest
     candidates: int = 400  # segments among which pairs are chosen
     task: str = ""  # what people are told to judge by

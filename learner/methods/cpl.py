@@ -40,7 +40,8 @@ class CPL(Asking):
         **dict.fromkeys(("conservative", "gamma"), (0, 1)),
     }
 
-    pairs: str = "uniform"  # there is no reward model that could disagree
+    first_share: float = 0.25
+    schedule: str = "hyperbolic"
     across_time: bool = True
     alpha: float = 0.1  # α, temperature
     conservative: float = 0.5  # λ, below 1: the policy stays near the preferred actions that were seen
