@@ -22,7 +22,7 @@ import numpy as np
 import tree
 
 from learner.reward_model import Compared
-from tutelage.errors import DatasetError
+from tutelage.errors import DatasetError, TrainingError
 from tutelage.types import Answer, Array, EnvRecipe, Query, Segment
 
 INDEX, PREFIXES = "index.jsonl", "prefixes.bin"
@@ -40,6 +40,7 @@ class Comparisons:
         self._lines: list[int] = []  # where in the index is what makes a row a question again
         self._prefixes_size = 0
         self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
+        self.heard = 0  # answers that ever came, those that took the place of others too
         self._read()
 
     def __len__(self) -> int:
@@ -66,15 +67,18 @@ class Comparisons:
     def hear(self, answers: Iterable[Answer]) -> int:
         """Keep answers; one that comes again takes the place of the first. Returns how many were new.
 
-        Answers to questions that were not asked here are passed over.
+        Answers to questions that were not asked here are passed over. Raises TrainingError for one that is no
+        weights of the question's options.
         """
         new: dict[tuple[str, str], list[float] | None] = {}
         lines = []
         for answer in answers:
             key = (answer.query_id, answer.annotator)
-            weights = None if answer.cannot_tell else [float(weight) for weight in answer.value]
+            if answer.query_id not in self._rows:
+                continue
+            weights = None if answer.cannot_tell else self._weights(answer)
             known = new[key] if key in new else self._answers.get(key, ())
-            if answer.query_id not in self._rows or known == weights:
+            if known == weights:
                 continue
             new[key] = weights
             lines.append(
@@ -88,8 +92,21 @@ class Comparisons:
         before = len(self._answers)
         if lines:
             self._write({}, lines)
+            self.heard += len(lines)
+            for key in new:
+                self._answers.pop(key, None)  # so that the newest come last
             self._answers |= new
         return len(self._answers) - before
+
+    def _weights(self, answer: Answer) -> list[float]:
+        (options, *_) = self._columns["actions"][1]
+        weights = np.asarray(answer.value, np.float64)
+        if weights.shape != (options,) or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-3:
+            raise TrainingError(
+                f"feedback: {answer.annotator or 'somebody'} answered question {answer.query_id} with "
+                f"{np.asarray(answer.value).tolist()!r}; expected {options} weights that sum to 1"
+            )
+        return weights.tolist()
 
     def open(self) -> list[Query]:
         """Questions that nobody has answered, as they were asked."""
@@ -97,7 +114,7 @@ class Comparisons:
         return [self._query(id, row) for id, row in self._rows.items() if id not in answered]
 
     def last(self, answers: int) -> Compared:
-        """The comparisons of the newest answers."""
+        """The comparisons of the newest answers, at least one."""
         return self._compared(list(self._decided())[-answers:])
 
     def compared(self) -> Compared:
@@ -265,7 +282,10 @@ class Comparisons:
             at, steps = said["options"][-1]["prefix"]
             self._prefixes_size = at + steps * dtype.itemsize * int(np.prod(shape, dtype=int))
         else:
-            self._answers[said["query"], said["annotator"]] = said["weights"]
+            key = said["query"], said["annotator"]
+            self._answers.pop(key, None)
+            self._answers[key] = said["weights"]
+            self.heard += 1
 
 
 def _asked(query: Query, prefixes: Iterator[int]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from tutelage.types import Answer, Array, Query, Rollout, Tree
 
 KIND = "comparison"
 FIRST_PASSES = 5  # times as many when there was no reward before
-LEAST_ANSWERS = 100 * MINIBATCH  # that a refit goes through, all passes together: a handful needs many
-MOST_ANSWERS = 100_000  # and many need few
+LEAST_MINIBATCHES = 100  # of a refit, all passes together: a handful of answers needs many
+MOST_ANSWERS = 100_000  # that a refit goes through: many need few passes
 PER_ROLLOUT = 0.25  # segments cut of a rollout, as a share of the candidates
 TARGET = 0.75  # accuracy at which the schedule `accuracy` asks as often as `constant`
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -96,6 +96,7 @@ class RewardLearner:
         )
         self.model = make_model(settings, observation_space, action_space, seed)
         self.fitted = 0  # answers that the model knows
+        self._fitted_to = -1  # of all that ever came
         self._credit = float(self.comparisons.asked)  # questions that may have been asked by now
         self._counted_to = 0.0  # share of the steps up to which that holds
         self.figures: dict[str, float] = {}
@@ -146,9 +147,16 @@ class RewardLearner:
             return 0
         if asked < self.first:
             return self.first - asked
+        if self._nobody_could_tell():
+            return min(self.first, one.comparisons - asked)
         self._earn(min(1.0, (env_steps - one.ask_from) / max(1, one.ask_until - one.ask_from)))
         due = int(min(self._credit, one.comparisons) + 1e-6) - asked
         return due if due >= min(one.batch, one.comparisons - asked) else 0
+
+    def _nobody_could_tell(self) -> bool:
+        """All first questions are answered, and there is nothing to learn from."""
+        said = self.comparisons
+        return not self.ready and not len(said) and said.answered >= said.asked > 0
 
     def _earn(self, progress: float) -> None:
         """Let the questions of the steps since the last time be asked."""
@@ -172,12 +180,13 @@ class RewardLearner:
         answers = len(self.comparisons)
         answered, asked = self.comparisons.answered, self.comparisons.asked
         counts = {"comparisons": float(answered), "asked": float(asked)}
-        counts["first_unasked"] = float(max(0, self.first - asked))
-        if answers == self.fitted or (not self.ready and answered < self.first):
+        counts["first_unasked"] = float(max(0, self.first - asked, self._nobody_could_tell()))
+        heard = self.comparisons.heard
+        if heard == self._fitted_to or not answers or (not self.ready and answered < self.first):
             self.figures |= counts
             return dict(self.figures)
         if not self.settings.fits:
-            self.fitted = answers
+            self.fitted, self._fitted_to = answers, heard
             self.figures |= counts
             return dict(self.figures)
         one = self.settings
@@ -187,16 +196,16 @@ class RewardLearner:
                 compared, self.comparisons.annotators(), self.model if self.ready else None
             )
             compared = replace(compared, careless=careless)
-        if self.ready:  # before they are learnt from
+        if self.ready and answers > self.fitted:  # before they are learnt from
             new = self.comparisons.last(answers - self.fitted)
             accuracy = self.model.test(Fitting(new, one.members, self.seed, held_out=True))[1]
             if np.isfinite(accuracy):
                 counts["reward_accuracy"] = accuracy
-        passes = max(one.passes, math.ceil(LEAST_ANSWERS / answers))
+        passes = max(one.passes, math.ceil(LEAST_MINIBATCHES / max(1, round(answers / MINIBATCH))))
         passes *= 1 if self.ready else FIRST_PASSES
         passes = max(1, min(passes, MOST_ANSWERS // answers))
         found = self.model.fit(compared, passes=passes, seed=answers)
-        self.fitted = answers
+        self.fitted, self._fitted_to = answers, heard
         self.figures |= counts | {
             f"reward_{name}": value for name, value in found.items() if name != "accuracy"
         }
@@ -208,6 +217,7 @@ class RewardLearner:
         return {
             "model": self.model.get_state(),
             "fitted": self.fitted,
+            "fitted_to": self._fitted_to,
             "credit": self._credit,
             "counted_to": self._counted_to,
             "figures": dict(self.figures),
@@ -216,6 +226,7 @@ class RewardLearner:
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.model.set_state(state["model"])
         self.fitted, self.figures = state["fitted"], dict(state["figures"])
+        self._fitted_to = state["fitted_to"]
         self._credit, self._counted_to = state["credit"], state["counted_to"]
 
 

@@ -137,6 +137,8 @@ class RewardModel(nn.Module):
         if isinstance(space, gym.spaces.MultiDiscrete):
             columns = zip(actions.long().flatten(1).unbind(-1), space.nvec.ravel(), strict=True)
             return torch.cat([F.one_hot(column, int(n)) for column, n in columns], dim=-1).float()
+        if isinstance(space, gym.spaces.MultiBinary):
+            return actions.flatten(1).float()
         low, high = (torch.as_tensor(bound).to(actions) for bound in (space.low, space.high))  # type: ignore[attr-defined]
         return actions.clamp(low, high).flatten(1).float()  # as the environment takes them
 

@@ -11,12 +11,13 @@ from actors.collect import Collector
 from actors.forward import random_actor
 from expert_oracle.synthetic import Teacher
 from expert_oracle.tasks import upright
+from learner.methods.cpl import CPL
 from learner.methods.preference import Preference
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
 from services.settings import build_config, preflight
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, TrainingError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
@@ -163,6 +164,8 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["method.schedule=often"], "method.schedule: 'often' is not one of constant"),
         (["method.pairs=best"], "method.pairs: 'best' is not one of uniform"),
         (["method.terminal=death"], "method.terminal: expected 'judged'"),
+        (["method.options=3", "method.candidates=2"], "method.options: 3 of 2 segments"),
+        (["method.careless=1"], "method.careless"),
         (["method.segment_length=0"], "method.segment_length"),
         (["method.segment_length=129"], "segments of 129 steps do not fit into rollouts of 128"),
         (["stop.env_steps=null", "stop.rounds=3"], "method.ask_until: set it, or stop.env_steps"),
@@ -175,6 +178,45 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
 def test_what_is_wrong_is_named(changes, words):
     with pytest.raises(ConfigError, match=words):
         preflight(load_config("preference-pendulum", changes))
+
+
+def test_answers_that_were_corrected_are_learnt_and_odd_ones_refused(tmp_path):
+    reward = reward_learner(tmp_path, comparisons=10, first_share=1.0)
+    reward.observe(rollouts())
+    queries = reward.ask(0)
+    answers = Teacher(reward=upright).label(queries)
+    reward.hear(answers)
+    reward.fit()
+    before = [p.clone() for p in reward.model.parameters()]
+    assert reward.fit()["comparisons"] == 10
+    torch.testing.assert_close(before, [*reward.model.parameters()])
+    reward.hear([replace(answers[0], value=1 - np.asarray(answers[0].value))])
+    reward.fit()
+    assert any(not torch.equal(a, b) for a, b in zip(before, reward.model.parameters(), strict=True))
+    (newest,) = reward.comparisons.last(1).rows
+    assert newest == 0
+    for odd in ([1.0, 0.0, 0.0], [np.nan, 1.0], [2.0, -1.0], 1):
+        with pytest.raises(TrainingError, match=f"question {queries[1].id} with"):
+            reward.hear([replace(answers[1], value=np.asarray(odd), annotator="odd")])
+
+
+def test_where_nobody_could_tell_others_are_asked(tmp_path):
+    reward = reward_learner(tmp_path, comparisons=20, first_share=0.25)
+    reward.observe(rollouts())
+    silent = [replace(one, cannot_tell=True) for one in Teacher(reward=upright).label(reward.ask(0))]
+    reward.hear(silent)
+    assert reward.fit()["first_unasked"]
+    assert not reward.ready
+    again = reward.ask(0)
+    assert len(again) == 5
+    reward.hear(Teacher(reward=upright).label(again))
+    reward.fit()
+    assert reward.ready
+
+
+def test_without_a_reward_model_nothing_is_chosen_by_one():
+    with pytest.raises(ConfigError, match=r"method\.pairs: disagreement needs a reward model"):
+        CPL(pairs="disagreement")
 
 
 def test_the_steps_over_which_to_ask_are_those_of_the_run():

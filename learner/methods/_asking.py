@@ -28,7 +28,7 @@ class Asking(Method):
     }
 
     comparisons: int = 700  # to ask for in all
-    first_share: float = 0.15  # of them, asked and answered before the policy learns
+    first_share: float = 0.25  # of them, asked and answered before the policy learns
     schedule: str = "constant"  # of the others; or hyperbolic, sqrt, accuracy
     ask_until: int | None = None  # env steps by which all are asked; None: those of stop.env_steps
     batch: int = 10  # comparisons asked at a time
@@ -40,9 +40,14 @@ class Asking(Method):
     task: str = ""  # what people are told to judge by
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (("schedule", SCHEDULES), ("pairs", WAYS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"method.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.options > self.candidates:
+            raise ConfigError(
+                f"method.options: {self.options} of {self.candidates} segments; set method.candidates to more"
+            )
 
     @property
     def past_the_end(self) -> bool:
@@ -73,7 +78,7 @@ class Asking(Method):
 class LearnsReward(Asking):
     """Asking, and a reward model that is fitted to the answers."""
 
-    ranges: ClassVar = {"members": (1, math.inf), "passes": (1, math.inf), "careless": (0, 1)}
+    ranges: ClassVar = {"members": (1, math.inf), "passes": (1, math.inf), "careless": (0, 0.99)}
 
     terminal: Terminal = "judged"  # an end: judged by those who compare, ignored, or worth zero
     members: int = 3  # of the reward ensemble

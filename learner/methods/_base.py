@@ -29,6 +29,7 @@ from torch import Tensor
 
 from learner.losses import Params
 from learner.reward_learner import RewardSettings
+from tutelage.errors import ConfigError
 from tutelage.types import Array, Rollout, TakeoverRule, Tree
 
 Columns = dict[str, Any]
@@ -119,6 +120,9 @@ class Method:
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest values of settings
     recent_rows: ClassVar[int] = 0  # newest transitions to keep; minibatches of D then have a "recent" one
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for settings that do not go together."""
+
     def beta_at(self, i: int) -> float:
         """β_i, the probability that the expert acts in round i."""
         return 0.0
@@ -166,6 +170,14 @@ class Replaying(Method):
     replay: int = 1_000_000  # transitions to keep, on disk
     first_steps: int = 1_000  # of the environments, before anything is learnt
     updates_per_step: float = 1.0  # minibatches an environment step, all learners together
+
+    def __post_init__(self) -> None:
+        if self.replay < self.first_steps:
+            raise ConfigError(
+                f"method.replay: {self.replay} transitions are fewer than the "
+                f"{self.first_steps} of method.first_steps"
+            )
+        super().__post_init__()
 
     def relabelled(self, columns: dict[str, Tree], critic: Critic) -> dict[str, Tree]:
         """What the loss learns from of sampled transitions, arrays [N, ...]."""

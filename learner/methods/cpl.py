@@ -25,6 +25,7 @@ from torch import Tensor
 from learner.losses import log_prob
 from learner.methods._asking import Asking
 from learner.methods._base import Columns, Policy, each
+from tutelage.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class CPL(Asking):
         **dict.fromkeys(("conservative", "gamma"), (0, 1)),
     }
 
-    first_share: float = 0.25
     schedule: str = "hyperbolic"
     across_time: bool = True
     alpha: float = 0.1  # α, temperature
@@ -49,6 +49,12 @@ class CPL(Asking):
     cloning: float = 0.01  # weight of −log π of all actions
 
     fits_reward: ClassVar = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, needing in (("pairs", ("disagreement", "entropy")), ("schedule", ("accuracy",))):
+            if getattr(self, name) in needing:
+                raise ConfigError(f"method.{name}: {getattr(self, name)} needs a reward model; cpl has none")
 
     def loss(self, policy: Policy, minibatch: Columns) -> tuple[Tensor, Mapping[str, Tensor]]:
         weights, played = minibatch["weights"], ~minibatch["ended"]  # [n, K], [n, K, L]
