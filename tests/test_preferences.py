@@ -24,7 +24,8 @@ CARTPOLE = EnvRecipe("CartPole-v1")
 
 
 def settings(**changes):
-    given = {"comparisons": 60, "ask_until": 1000, "segment_length": 10, "batch": 5, "passes": 3, **changes}
+    given = {"comparisons": 60, "ask_until": 1000, "segment_length": 10, "batch": 5, "passes": 3}
+    given |= {"members": 2, "reward_hiddens": (16,), **changes}
     return Preference(**given).reward_settings()
 
 
