@@ -99,7 +99,7 @@ class MethodLearner(TorchLearner):
         )
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Begin with the first learner's weights; one all-reduce a minibatch then does what DDP would."""
+        """Take the first learner's weights; one all-reduce a minibatch then does what DDP would."""
         if self._world() > 1:
             for tensor in [*self.policy.parameters(), *self.policy.buffers()]:
                 dist.broadcast(tensor.data, src=0)
@@ -147,6 +147,7 @@ class MethodLearner(TorchLearner):
             self.reward_model.load_state_dict(weights)
             if not self.rewarded:
                 self.method.reward_begins(self.policy)
+                self._make_modules_ddp_if_necessary()  # what it drew anew is the same for all
             self.rewarded = True
         if self.dataset is None:
             chunks_of = {

@@ -323,3 +323,5 @@ def test_what_has_no_effect_is_refused(tmp_path):
 def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match=r"method\.updates_per_step"):
         make_method("sac", {"updates_per_step": -1})
+    with pytest.raises(ConfigError, match=r"method\.replay: 10 transitions are fewer"):
+        make_method("sac", {"replay": 10})

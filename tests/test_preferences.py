@@ -1,6 +1,7 @@
 """Learning from comparisons as a whole: asking by a schedule, waiting for people, going on after a kill."""
 
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +25,13 @@ CARTPOLE = EnvRecipe("CartPole-v1")
 
 
 def settings(**changes):
-    given = {"comparisons": 60, "ask_until": 1000, "segment_length": 10, "batch": 5, "passes": 3}
+    given: dict[str, Any] = {
+        "comparisons": 60,
+        "ask_until": 1000,
+        "segment_length": 10,
+        "batch": 5,
+        "passes": 3,
+    }
     given |= {"members": 2, "reward_hiddens": (16,), **changes}
     return Preference(**given).reward_settings()
 

@@ -160,6 +160,13 @@ def test_a_fit_goes_on_from_a_checkpoint_as_if_nothing_had_been():
     assert other.fit(data, passes=2, seed=5) == one.fit(data, passes=2, seed=5)
 
 
+def test_actions_of_several_bits():
+    model = RewardModel(BOX, gym.spaces.MultiBinary(4), seed=1)
+    rewards = model.rewards(torch.randn(5, 3), torch.eye(4, dtype=torch.int8)[[0, 1, 2, 3, 0]])
+    assert rewards.shape == (3, 5)
+    assert torch.isfinite(rewards).all()
+
+
 def test_discrete_actions_and_dictionaries_of_observations():
     space = gym.spaces.Dict({"a": BOX, "b": gym.spaces.Discrete(3)})
     rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
 """Soft actor-critic (Haarnoja et al., 2018, "Soft Actor-Critic Algorithms and Applications").
 
-Every transition is learnt from again and again, so that it takes a tenth of PPO's environment steps; each
-step costs about a hundred times as much computing. Two critics fit the soft value of an action,
+Every transition is learnt from again and again: fewer environment steps than PPO takes, and more computing
+for each. Two critics fit the soft value of an action,
 
     Q(s, a) ← r + γ (min_i Q'_i(s', a') − α log π(a'|s')),   a' ~ π(·|s')
 
@@ -9,7 +9,7 @@ and the policy, the tanh of a gaussian within the bounds of the action space, de
 α log π(a|s) − min_i Q_i(s, a). The weight α is learnt so that the entropy stays near −1 per component.
 
 All three descend at once, in one step of one optimiser: the critics' gradient comes from their own loss
-alone, the policy's from its own. The usual order, critics first, makes no difference that can be told.
+alone, the policy's from its own. The usual order is critics first.
 """
 
 from __future__ import annotations
