@@ -9,9 +9,9 @@ One model has them all (section 4.1 of the paper): the probability of preferring
 
 with rationality β (infinite: the better one, always) and myopia γ; then with probability ε the answer is
 flipped. A pair in which neither is worth `skip` is not judged, and one that differs by less than `equal` is a
-tie. Those two are shares of the mean return of the segments seen so far, as the paper's thresholds adapt to
-the agent. Besides, `drift` turns a teacher's mind as answers go by: what it adds to its returns is a random
-walk.
+tie. Those two are shares of what a segment was worth so far, as the paper's thresholds adapt to the agent: of
+the mean return over the least one, since returns below 0 have no share of their own. Besides, `drift` turns a
+teacher's mind as answers go by: what it adds to its returns is a random walk.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TEACHERS: Mapping[str, Mapping[str, float]] = {
 """The six of the paper, with its settings."""
 NAMES = (*TEACHERS, "drifting", "adversarial")
 DRIFT = 0.05
-"""Of `drifting`: a step of its walk, as a share of the mean return."""
+"""Of `drifting`: a step of its walk, as a share of the mean worth."""
 Reward = Callable[[Tree, Array], Array]
 """From the observations [L, ...] and actions [L, ...] of a segment to rewards [L]."""
 
@@ -55,9 +55,9 @@ class Teacher:
         rationality: float = math.inf,  # β, per unit of return
         discount: float = 1.0,  # γ < 1: the end of a segment counts more
         mistake: float = 0.0,  # ε, probability of the opposite answer
-        skip: float = 0.0,  # share of the mean return that the better one has to be worth
-        equal: float = 0.0,  # share of the mean return below which a difference is none
-        drift: float = 0.0,  # standard deviation of a step of the walk, as a share of the mean return
+        skip: float = 0.0,  # share of the mean worth that the better one has to have
+        equal: float = 0.0,  # share of the mean worth below which a difference is none
+        drift: float = 0.0,  # standard deviation of a step of the walk, as a share of the mean worth
         reward: str | Reward | None = None,  # to judge by, a function or its word; None: the environment's
         expert: str = "",  # an expert's word: judge by how near the actions are to what it would do
         name: str = "synthetic",
@@ -80,6 +80,7 @@ class Teacher:
         self._rng = np.random.default_rng(seed)
         self._seen = 0  # segments
         self._mean = 0.0  # of their returns
+        self._least = math.inf
         self._turned: dict[int, float] = {}  # option -> what the walk adds to its return
 
     def label(self, queries: Sequence[Query]) -> list[Answer]:
@@ -119,9 +120,9 @@ class Teacher:
         """Weights [K] float32 of segments by their rewards, each [L]; None: it cannot tell."""
         sums = np.array([reward.sum() for reward in rewards])
         self._note(sums)
-        if self.skip and sums.max() < self.skip * abs(self._mean):
+        if self.skip and sums.max() - self._least < self.skip * self._worth:
             return None
-        if (self.equal and np.ptp(sums) < self.equal * abs(self._mean)) or np.ptp(sums) == 0:
+        if (self.equal and np.ptp(sums) < self.equal * self._worth) or np.ptp(sums) == 0:
             return np.full(len(sums), 1 / len(sums), np.float32)
         chosen = self._choose(np.array([self._valued(reward) for reward in rewards]) + self._mood(len(sums)))
         if self._rng.random() < self.mistake:
@@ -132,6 +133,12 @@ class Teacher:
     def _note(self, returns: Array) -> None:
         self._seen += len(returns)
         self._mean += float((returns - self._mean).sum()) / self._seen
+        self._least = min(self._least, float(returns.min()))
+
+    @property
+    def _worth(self) -> float:
+        """The mean return of the segments over the least."""
+        return self._mean - self._least
 
     def _valued(self, rewards: Array) -> float:
         """Σ_t γ^(L−1−t) r(t)."""
@@ -142,7 +149,7 @@ class Teacher:
         if not self.drift:
             return np.zeros(options)
         for k in range(options):
-            step = self._rng.normal(0.0, self.drift * abs(self._mean))
+            step = self._rng.normal(0.0, self.drift * self._worth)
             self._turned[k] = self._turned.get(k, 0.0) + step
         return np.array([self._turned[k] for k in range(options)])
 

@@ -30,7 +30,7 @@ from learner.methods._base import Columns, Method, Replaying, each
 from learner.nets import PolicyModule
 from learner.recent import Recent
 from learner.reward_learner import make_model, mean_rewards, predicted
-from learner.reward_model import RewardModel
+from learner.reward_model import RewardModel, rows_at_once
 from learner.reward_scale import RewardScale
 from tutelage.errors import ConfigError, TrainingError
 from tutelage.policy import MLPPolicy
@@ -55,7 +55,7 @@ class MethodLearner(TorchLearner):
         self.dataset: Dataset | None = None
         self.recent: Recent | None = None
         self.reward_model: RewardModel | None = None
-        settings = self.method.reward_settings()
+        settings = self.config.reward_settings()  # type: ignore[attr-defined]
         if settings is not None and settings.fits:
             spaces = self.policy.observation_space, self.policy.action_space
             self.reward_model = make_model(settings, *spaces, self.config.seed or 0)  # type: ignore[arg-type]
@@ -259,8 +259,9 @@ class MethodLearner(TorchLearner):
             self._merge_norms(rollouts)
         compared = Comparisons(Path(self.config.run_directory) / "preferences").compared()  # type: ignore[attr-defined]
         assert compared.ended is not None
-        share = np.arange(len(compared) // self._world() * self._world())[self._rank() :: self._world()]
-        rows = max(1, CHUNK_ROWS // int(np.prod(compared.actions.shape[1:3])))
+        answers = self._least(len(compared))  # more may come while learners read them
+        share = np.arange(answers // self._world() * self._world())[self._rank() :: self._world()]
+        rows = max(1, rows_at_once(compared.obs, leading=3) // int(np.prod(compared.actions.shape[1:3])))
         generator = np.random.default_rng(seed)
         for _ in range(self.config.num_epochs or 1):
             order = generator.permutation(share)
@@ -286,7 +287,7 @@ class MethodLearner(TorchLearner):
             replay.add(rollout)
         if rollouts:
             self._merge_norms(rollouts)
-        if len(replay) < method.first_steps:
+        if self._least(len(replay)) < method.first_steps:
             return
         steps = sum(rollout.env_steps() for rollout in rollouts)
         left = round(method.updates_per_step * steps / self._world())
@@ -412,6 +413,14 @@ class MethodLearner(TorchLearner):
 
     def _rank(self) -> int:
         return dist.get_rank() if self._world() > 1 else 0
+
+    def _least(self, number: int) -> int:
+        """Of all learners' numbers, who have to take equally many steps."""
+        if self._world() == 1:
+            return number
+        least = torch.tensor(number, device=self._device)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        return int(least)
 
     def _is_first(self) -> bool:
         return self._rank() == 0

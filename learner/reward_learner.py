@@ -36,12 +36,13 @@ FIRST_PASSES = 5  # times as many when there was no reward before
 LEAST_MINIBATCHES = 100  # of a refit, all passes together: a handful of answers needs many
 MOST_ANSWERS = 100_000  # that a refit goes through: many need few passes
 PER_ROLLOUT = 0.25  # segments cut of a rollout, as a share of the candidates
+PATIENCE = 1_000  # episodes in which there was nothing to ask about
 TARGET = 0.75  # accuracy at which the schedule `accuracy` asks as often as `constant`
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda x: x,
     "hyperbolic": lambda x: math.log1p(9 * x) / math.log(10),  # a rate of 1 / (1 + 9x)
     "sqrt": math.sqrt,  # a rate of 1 / √x
-    "accuracy": lambda x: x,  # constant, but more where answers come as a surprise
+    "accuracy": lambda x: x,  # constant, but more where answers are a surprise: all may never be asked
 }
 """Share of the questions, after the first ones, asked at a share x of the steps."""
 
@@ -71,6 +72,7 @@ class RewardSettings:
     passes: int = 10
     lr: float = 1e-3
     hiddens: tuple[int, ...] = (64, 64)
+    conv_filters: Any = None  # for images, as of the policy
 
 
 class RewardLearner:
@@ -98,7 +100,7 @@ class RewardLearner:
         self.fitted = 0  # answers that the model knows
         self._fitted_to = -1  # of all that ever came
         self._credit = float(self.comparisons.asked)  # questions that may have been asked by now
-        self._counted_to = 0.0  # share of the steps up to which that holds
+        self._counted_to = 0  # env steps up to which that holds
         self.figures: dict[str, float] = {}
 
     @property
@@ -127,6 +129,11 @@ class RewardLearner:
         of = pool.across_time if self.settings.across_time else pool.newest
         segments = of(self.settings.candidates)
         way = self.settings.pairs if self.ready else "uniform"
+        if not segments and pool.episodes >= PATIENCE:
+            raise TrainingError(
+                f"method.segment_length: the longest of {pool.episodes} episodes had {pool.longest} steps, "
+                f"and no segment of {self.settings.segment_length} could be cut to ask about; set it to less"
+            )
         groups = choose(way, segments, n, model=self.model, rng=rng, options=self.settings.options)
         queries = [
             Query(
@@ -149,7 +156,7 @@ class RewardLearner:
             return self.first - asked
         if self._nobody_could_tell():
             return min(self.first, one.comparisons - asked)
-        self._earn(min(1.0, (env_steps - one.ask_from) / max(1, one.ask_until - one.ask_from)))
+        self._earn(env_steps)
         due = int(min(self._credit, one.comparisons) + 1e-6) - asked
         return due if due >= min(one.batch, one.comparisons - asked) else 0
 
@@ -158,16 +165,23 @@ class RewardLearner:
         said = self.comparisons
         return not self.ready and not len(said) and said.answered >= said.asked > 0
 
-    def _earn(self, progress: float) -> None:
-        """Let the questions of the steps since the last time be asked."""
-        one = self.settings
-        share = SCHEDULES[one.schedule]
-        more = (one.comparisons - self.first) * (share(progress) - share(self._counted_to))
+    def _earn(self, env_steps: int) -> None:
+        """Let the questions of the steps since the last time be asked.
+
+        They are a share of those that are left, of the steps that are left, so that all are asked in time
+        also where a run was extended, or cut off before its first checkpoint.
+        """
+        one, share = self.settings, SCHEDULES[self.settings.schedule]
+        steps = max(1, one.ask_until - one.ask_from)
+        before, now = (min(1.0, max(0, x - one.ask_from) / steps) for x in (self._counted_to, env_steps))
+        self._credit = max(self._credit, self.first)
+        left = max(0.0, one.comparisons - self._credit)
+        more = left if now >= 1 else left * max(0.0, share(now) - share(before)) / (1 - share(before))
         if one.schedule == "accuracy":
             wrong = 1 - self.figures.get("reward_accuracy", TARGET)
             more *= float(np.clip(wrong / (1 - TARGET), 0.25, 2.0))
-        self._credit = max(self._credit, self.first) + max(more, 0.0)
-        self._counted_to = max(progress, self._counted_to)
+        self._credit += more
+        self._counted_to = max(env_steps, self._counted_to)
 
     # Answers
 
@@ -239,6 +253,7 @@ def make_model(
         action_space,
         members=settings.members,
         hiddens=settings.hiddens,
+        conv_filters=settings.conv_filters,
         lr=settings.lr,
         careless=settings.careless,
         normalise=settings.normalise,

@@ -51,6 +51,7 @@ DECAYS = (1e-6, 10.0)
 FIRST_DECAY = 1.0
 ADAPTED_EVERY = (25, 3)  # minibatches and passes that are between two looks at the held-out loss, at least
 ROWS = 65_536  # in one forward without gradients
+NUMBERS = 2**24  # in the observations of one, for images
 LONG_MEMORY = 97  # an odd number that spreads seeds
 MAPPED = 1_000_000  # bytes of files that are read before their pages are let go; many more come with them
 POISSON = np.exp(-1) * np.cumsum(1 / np.cumprod([1.0, *range(1, 16)]))  # its distribution function, mean 1
@@ -89,12 +90,13 @@ class RewardModel(nn.Module):
         lr: float = 1e-3,
         careless: float = CARELESS,
         normalise: bool = True,
+        conv_filters: Any = None,  # of images: [[channels, kernel, stride], ...]
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.action_space, self.members, self.careless, self.seed = action_space, members, careless, seed
         self.normalise = normalise
-        config = {"normalise_observations": True, "conv_filters": None}
+        config = {"normalise_observations": True, "conv_filters": conv_filters}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(observation_space, config)
@@ -124,9 +126,10 @@ class RewardModel(nn.Module):
         the end of the task, which then has 0."""
         rows = len(actions)
         offset = self.ended_reward if relative_to_end else self.offset
+        step = rows_at_once(obs, leading=1)
         parts = [
-            self(tree.map_structure(lambda x, i=i: x[i : i + ROWS], obs), actions[i : i + ROWS])
-            for i in range(0, rows, ROWS)
+            self(tree.map_structure(lambda x, i=i: x[i : i + step], obs), actions[i : i + step])
+            for i in range(0, rows, step)
         ]
         return (torch.cat(parts, dim=-1) - offset) / self.scale
 
@@ -304,8 +307,15 @@ class Fitting:
         yield from np.array_split(rows, max(1, round(len(rows) / size)))
 
     def all(self) -> Iterator[Array]:
-        rows, size = np.arange(len(self.compared)), max(1, ROWS // self._steps)
+        rows = np.arange(len(self.compared))
+        size = max(1, rows_at_once(self.compared.obs, leading=3) // self._steps)
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def rows_at_once(obs: Tree, *, leading: int) -> int:
+    """How many observations to put through a network at a time; `obs` has so many leading axes."""
+    numbers = sum(math.prod(leaf.shape[leading:]) for leaf in tree.flatten(obs))
+    return max(1, min(ROWS, NUMBERS // max(1, numbers)))
 
 
 def drawn(numbers: Array, members: int, seed: int) -> Array:

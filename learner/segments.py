@@ -55,6 +55,7 @@ class SegmentPool:
         self._newest: deque[Segment] = deque(maxlen=capacity)
         self._sample: list[Segment] = []  # a reservoir (Vitter, 1985)
         self._seen = 0
+        self.episodes, self.longest = 0, 0  # that were over, and the steps of the longest of them
         self._begun: dict[tuple[int, int], tuple[int, list[Array]]] = {}  # (runner, slot) -> seed, actions
 
     def __len__(self) -> int:
@@ -107,6 +108,9 @@ class SegmentPool:
                 continue
             if not episodes.done[i]:
                 self._begun[runner, slot] = seed, [*before, rollout.actions[start:end, slot].copy()]
+            else:
+                self.episodes += 1
+                self.longest = max(self.longest, int(episodes.offset[i]) + end - start)
             earlier = np.concatenate(before) if before else rollout.actions[:0, slot]
             terminated = bool(episodes.done[i] and rollout.terminated[end - 1, slot])
             if rollout.valid is None or rollout.valid[start:end, slot].all():

@@ -104,9 +104,14 @@ class Preferences:
         queries += self.reward.ask(env_steps)
         self.reward.hear(self.labeler.label(queries))
         self._began = True
-        figures = self.reward.fit()
+        self.reward.fit()
+        return self.learnt()
+
+    def learnt(self) -> Learnt:
+        """What is known by now."""
         fits = self.reward.ready and self.reward.settings.fits
-        return Learnt(self.reward.ready, self.reward.model.state_dict() if fits else None, figures)
+        weights = self.reward.model.state_dict() if fits else None
+        return Learnt(self.reward.ready, weights, dict(self.reward.figures))
 
     def get_state(self) -> dict[str, Any]:
         return self.reward.get_state()
@@ -125,7 +130,12 @@ class Here:
     """Preferences in this process: each round waits for the fit."""
 
     def __init__(self, make: Callable[[], Preferences]) -> None:
-        self.preferences = make()
+        self._make = make
+
+    def begin(self) -> None:
+        """Reach the labeler. Raises what `LabelerSpec.build` does; as a task, so that it comes out of an
+        actor."""
+        self.preferences = self._make()
 
     def advance(self, rollouts: Sequence[Any], env_steps: int, *, wait: bool = False) -> Learnt:
         return self.preferences.advance(rollouts, env_steps)
@@ -146,6 +156,10 @@ class Beside:
         self._max_lag = max_lag
         self._under_way: deque[Any] = deque()
         self._newest = Learnt(False, None, {})
+
+    def begin(self) -> None:
+        """Reach the labeler. Raises what `LabelerSpec.build` does."""
+        result_of(self._actor.begin.remote())
 
     def advance(self, rollouts: Sequence[Any], env_steps: int, *, wait: bool = False) -> Learnt:
         """wait: for the reward that these rollouts lead to."""

@@ -89,7 +89,7 @@ def plot_reward(path: Path, output: Path, *, video: Path | None = None) -> None:
 def learnt_reward(run: RunDirectory, config: TrainerConfig) -> tuple[Path, RewardModel, Comparisons]:
     """The newest checkpoint that has a reward model, this model, and what it was fitted to."""
     assert config.learning_method is not None
-    settings = config.learning_method.reward_settings()
+    settings = config.reward_settings()
     if settings is None or not settings.fits:
         raise ConfigError(
             f"{run.path} learns no reward, its method is {config.method_name}; give a run of `preference`"

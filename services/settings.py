@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,8 @@ def check_reachable(stop: Stop, run: RunSettings, config: TrainerConfig) -> None
     asks = config.learning_method is not None and config.learning_method.asks
     alone, unvalidated = config.oracle_spec is None, config.evaluation_interval is None
     people = config.oracle_spec is not None and config.oracle_spec.asks_people
+    questions = getattr(config.learning_method, "comparisons", math.inf)
+    too_few = stop.comparisons is not None and stop.comparisons > questions
     never = (
         ("expert_fraction", alone, "there is no expert; set expert.oracle"),
         ("expert_fraction", people, "people are not measured; use another, as stop.validation_return"),
@@ -218,6 +221,7 @@ def check_reachable(stop: Stop, run: RunSettings, config: TrainerConfig) -> None
         ("expert_fraction", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
         ("validation_return", unvalidated, "there is no validation; set evaluation.evaluation_interval"),
         ("comparisons", config.labeler_spec is None, "nobody compares; use another stop, as stop.rounds"),
+        ("comparisons", too_few, f"method.comparisons is {questions}; set that to as many"),
         ("expert_labels", alone or not asks, "no expert is asked; use another stop, as stop.rounds"),
         ("env_steps", alone and asks, "without an expert nothing is collected; use another, as stop.rounds"),
     )

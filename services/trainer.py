@@ -31,6 +31,7 @@ from learner.learner import MethodLearner, fetched, metrics_of
 from learner.methods import make_method
 from learner.methods._base import Method
 from learner.nets import OF_METHODS, PolicyModule, model_config, save_module
+from learner.reward_learner import RewardSettings
 from services.fleet import Collected, Fleet, Reference, Who
 from services.preferences import Beside, Here, LabelerSpec, Preferences, until_heard
 from services.report import mean_ci95
@@ -228,6 +229,13 @@ class TrainerConfig(AlgorithmConfig):
         """The file or folder that the method learns from besides, if any."""
         return getattr(self.learning_method, "demonstrations", None)
 
+    def reward_settings(self) -> RewardSettings | None:
+        """How to ask for comparisons and fit a reward to them; None: no reward is learnt."""
+        settings = None if self.learning_method is None else self.learning_method.reward_settings()
+        if settings is None:
+            return None
+        return dataclasses.replace(settings, conv_filters=(self._model_config or {}).get("conv_filters"))
+
     def steps_per_fragment(self) -> int:
         """Environment steps that one runner makes for one request."""
         return self.num_envs_per_env_runner * int(self.rollout_fragment_length)
@@ -354,7 +362,7 @@ class Trainer(Algorithm):
 
     def _begin_preferences(self) -> None:
         """Who asks and fits the reward, where the method learns one."""
-        settings, spec = self.method.reward_settings(), self.config.labeler_spec
+        settings, spec = self.config.reward_settings(), self.config.labeler_spec
         if settings is None or spec is None:
             return
         env = make_env(self.config.env_recipe())
@@ -365,6 +373,7 @@ class Trainer(Algorithm):
         self.preferences = (
             Beside(make, self.config.max_reward_lag) if self.config.asynchronous else Here(make)
         )
+        self.preferences.begin()
 
     def stop(self) -> None:
         if self.preferences is not None:
@@ -444,8 +453,12 @@ class Trainer(Algorithm):
         self._heard = learnt.ready
         if not learnt.ready:
             return {**learnt.figures, "waiting": 1.0}
-        self._reward = ray.put(learnt.weights) if self.config.num_learners else learnt.weights
+        self._take_reward(learnt.weights)
         return dict(learnt.figures)
+
+    def _take_reward(self, weights: Mapping[str, Any] | None) -> None:
+        """Have the learners learn from it, and keep it beside the policy."""
+        self._reward = ray.put(weights) if self.config.num_learners and weights is not None else weights
 
     def _collect(self, beta: float) -> list[Collected]:
         if self.method.asks and self.config.oracle_spec is None:
@@ -622,6 +635,7 @@ class Trainer(Algorithm):
         self.behind = False
         if self.preferences is not None and "preferences" in state:
             self.preferences.call("set_state", state["preferences"])
+            self._take_reward(self.preferences.call("learnt").weights)
         self._continue_dataset()
         self._publish()
 

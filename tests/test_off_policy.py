@@ -16,6 +16,8 @@ from learner.methods.pebble import Pebble
 from learner.methods.sac import SAC
 from learner.nets import ModulePolicy, PolicyModule
 from learner.recent import Recent, transitions
+from services.overrides import load_config
+from services.settings import preflight
 from services.trainer import Trainer, TrainerConfig, result_seeds
 from tutelage.errors import ConfigError
 from tutelage.policy import mode, sample
@@ -318,6 +320,11 @@ def test_what_has_no_effect_is_refused(tmp_path):
     config = pendulum(tmp_path, "sac").training(num_epochs=3)
     with pytest.raises(ConfigError, match=r"num_epochs has no effect with sac"):
         config.validate()
+
+
+def test_exploring_leaves_steps_to_ask_in():
+    with pytest.raises(ConfigError, match=r"method\.explore_steps: 9000 steps without a question leave none"):
+        preflight(load_config("pebble-pendulum", ["method.explore_steps=9000", "stop.env_steps=9000"]))
 
 
 def test_settings_out_of_range_are_named():

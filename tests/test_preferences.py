@@ -175,6 +175,7 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["method.options=3", "method.candidates=2"], "method.options: 3 of 2 segments"),
         (["method.careless=1"], "method.careless"),
         (["method.segment_length=0"], "method.segment_length"),
+        (["stop.comparisons=800"], "stop.comparisons can never be reached: method.comparisons is 700"),
         (["method.segment_length=129"], "segments of 129 steps do not fit into rollouts of 128"),
         (["stop.env_steps=null", "stop.rounds=3"], "method.ask_until: set it, or stop.env_steps"),
         (["feedback.labeler=null"], "method preference needs somebody who compares"),
@@ -220,6 +221,42 @@ def test_where_nobody_could_tell_others_are_asked(tmp_path):
     reward.hear(Teacher(reward=upright).label(again))
     reward.fit()
     assert reward.ready
+
+
+def test_where_no_episode_is_as_long_as_a_segment_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("learner.reward_learner.PATIENCE", 5)
+    reward = reward_learner(tmp_path, terminal="ignored", segment_length=400)
+    reward.observe(rollouts(1, steps=10))
+    assert not reward.ask(0)
+    reward.observe(rollouts(2))
+    with pytest.raises(TrainingError, match=r"method\.segment_length: the longest of \d+ episodes had \d+ "):
+        reward.ask(0)
+
+
+def test_a_run_that_is_extended_goes_on_asking(tmp_path):
+    short = reward_learner(tmp_path, comparisons=40, ask_until=1000)
+    short.observe(rollouts(10))
+    for step in range(0, 1001, 100):
+        short.ask(step)
+    assert short.comparisons.asked == 40
+    long = reward_learner(tmp_path, comparisons=60, ask_until=2000)
+    long.set_state(short.get_state())
+    long.observe(rollouts(10))
+    asked = [len(long.ask(step)) for step in range(1100, 2001, 100)]
+    assert asked == [0, 0, 6, 0, 0, 6, 0, 0, 6, 2]
+
+
+def test_what_was_asked_before_the_first_checkpoint_counts(tmp_path):
+    killed = reward_learner(tmp_path)
+    killed.observe(rollouts(10))
+    for step in range(0, 500, 100):
+        killed.ask(step)
+    before = killed.comparisons.asked
+    again = reward_learner(tmp_path)
+    again.observe(rollouts(10))
+    asked = [len(again.ask(step)) for step in range(0, 1001, 100)]
+    assert before + sum(asked) == 60
+    assert sum(asked[:6]) == pytest.approx((60 - before) / 2, abs=5)
 
 
 def test_without_a_reward_model_nothing_is_chosen_by_one():

@@ -25,6 +25,7 @@ from learner.methods._asking import LearnsReward
 from learner.methods._base import Critic, Policy
 from learner.methods.sac import SAC
 from learner.reward_learner import RewardSettings
+from tutelage.errors import ConfigError
 from tutelage.types import Tree
 
 
@@ -39,7 +40,13 @@ class Pebble(SAC, LearnsReward):
     neighbour: int = 5  # the k of the k-th nearest one
 
     def reward_settings(self) -> RewardSettings:
-        return replace(super().reward_settings(), ask_from=self.explore_steps)
+        settings = super().reward_settings()
+        if self.explore_steps >= settings.ask_until:
+            raise ConfigError(
+                f"method.explore_steps: {self.explore_steps} steps without a question leave none of the "
+                f"{settings.ask_until} by which all are to be asked; set it to less or stop.env_steps to more"
+            )
+        return replace(settings, ask_from=self.explore_steps)
 
     def relabelled(self, columns: dict[str, Tree], critic: Critic) -> dict[str, Tree]:
         if not critic.has_reward():
