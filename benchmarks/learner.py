@@ -33,7 +33,7 @@ from benchmarks.common import Row, cpu_seconds, interleaved, row, run
 from benchmarks.dataset import BLOCK, fill
 from learner.dataset import Dataset
 from learner.learner import CHUNK_ROWS, MethodLearner
-from services.trainer import TrainerConfig
+from services.trainer_config import TrainerConfig
 from tutelage.types import Demonstrations
 
 ROWS, MINIBATCH = 100_000, 256

@@ -314,7 +314,7 @@ def seconds_of_both(trainers: Sequence[Any], turn: int) -> tuple[float, float]:
 
 
 def trainer(address: str, folder: str) -> Any:
-    from services.trainer import TrainerConfig
+    from services.trainer_config import TrainerConfig
 
     config = (
         TrainerConfig()

@@ -33,7 +33,8 @@ from services.preferences import PEOPLE
 from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import PAGE, RunSettings, Sections, Stop, build_config, preflight, settings_of
-from services.trainer import Trainer, TrainerConfig, result_seeds
+from services.trainer import Trainer, result_seeds
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError, TrainingError
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe

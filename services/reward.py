@@ -29,7 +29,8 @@ from services.labeler.agreement import wilson
 from services.report import COLOURS, FAINT, INK, STYLE, check_drawable, save
 from services.run_directory import RunDirectory
 from services.settings import build_config
-from services.trainer import REWARD, TrainerConfig, result_seeds
+from services.trainer import REWARD, result_seeds
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError
 from tutelage.types import Array
 

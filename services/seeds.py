@@ -20,7 +20,8 @@ from services.overrides import changed_for_resume, load_config, to_yaml
 from services.progress import Progress
 from services.run_directory import SEEDS, RunDirectory, is_run, take_folder, take_lock, write, write_json
 from services.settings import Sections, Stop, TuneSettings, preflight, settings_of
-from services.trainer import Trainer, TrainerConfig
+from services.trainer import Trainer
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError, TutelageError
 
 REQUEST = "stop.request"  # in the experiment's folder: the signal by which its seeds are to end

@@ -22,7 +22,7 @@ from services.overrides import check_arguments
 from services.preferences import LabelerSpec
 from services.run_directory import RunDirectory
 from services.sections import OURS, RLLIB, check_number, positive, whole
-from services.trainer import TrainerConfig
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError, DatasetError
 from tutelage.protocols import Oracle, Supervisor
 from tutelage.types import Demonstrations, Tree

@@ -18,7 +18,8 @@ from learner.nets import ModulePolicy, PolicyModule
 from learner.recent import Recent, transitions
 from services.overrides import load_config
 from services.settings import preflight
-from services.trainer import Trainer, TrainerConfig, result_seeds
+from services.trainer import Trainer, result_seeds
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError
 from tutelage.policy import mode, sample
 from tutelage.types import EnvRecipe

@@ -113,7 +113,7 @@ def test_presets_are_found_by_name(tmp_path, monkeypatch, config_file):
 
 
 def test_sections_are_fluent_methods():
-    from services.trainer import TrainerConfig
+    from services.trainer_config import TrainerConfig
 
     ours = {"run", "stop", "tune"}
     assert all(callable(getattr(TrainerConfig, section)) for section in set(SECTIONS) - ours)

@@ -8,7 +8,7 @@ import pytest
 from services.overrides import load_config
 from services.sections import INSTEAD, RLLIB, SECTIONS
 from services.settings import FLUENT, Stop, build_config, preflight
-from services.trainer import TrainerConfig
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import ray
 
-from services.trainer import Trainer, TrainerConfig, result_seeds, validation_seeds
+from services.trainer import Trainer, result_seeds, validation_seeds
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError, OracleError
 
 pytestmark = pytest.mark.usefixtures("ray_session")

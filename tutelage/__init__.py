@@ -7,7 +7,8 @@ dm-tree and protobuf and nothing of ours; no ray, no torch, no gymnasium.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from services.trainer import Trainer, TrainerConfig
+    from services.trainer import Trainer
+    from services.trainer_config import TrainerConfig
 
 __version__ = "0.1.0"
 __all__ = ["Trainer", "TrainerConfig", "__version__"]
