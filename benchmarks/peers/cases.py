@@ -32,7 +32,6 @@ PENDULUM = {
     "segment": 25,
     "ppo": {"gamma": 0.95, "gae_lambda": 0.95, "batch_size": 256},
     "lr": (1e-3, 1e-4),
-    "rollout": 2048,
     "rollouts_a_round": 2,
     "horizon": 200,
 }
@@ -41,22 +40,13 @@ MUJOCO = {
     "segment": 50,
     "ppo": {"gamma": 0.99, "gae_lambda": 0.95, "batch_size": 128},
     "lr": (3e-4, 3e-4),
-    "rollout": 2048,
     "rollouts_a_round": 6,
     "horizon": 1000,
-}
-HOPPER = {
-    **MUJOCO,
-    "env": "Hopper-v5",
-    "env_steps": 500_000,
-    "lr": (3e-4, 1e-5),
-    "rollout": 1024,
-    "rollouts_a_round": 12,
 }
 PREFERENCES: Mapping[str, Mapping[str, Any]] = {
     "pendulum": PENDULUM,
     "halfcheetah": {"env": "HalfCheetah-v5", **MUJOCO},
-    "hopper": HOPPER,
+    "hopper": {"env": "Hopper-v5", **MUJOCO},
 }
 
 CASES: Mapping[str, Case] = {

@@ -35,6 +35,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
+ROLLOUT = 2048  # steps that PPO learns from at once
+
 
 class Counted(VecEnvWrapper):
     """Environments that know how many steps they have made."""
@@ -57,7 +59,6 @@ def main(
     segment: int,
     ppo: dict,
     lr: tuple[float, float],
-    rollout: int,
     rollouts_a_round: int,
     horizon: int,
     num_envs: int = 8,
@@ -70,14 +71,14 @@ def main(
         "MlpPolicy",
         venv,
         learning_rate=lambda _: lr[0] + (lr[1] - lr[0]) * min(1.0, venv.steps / env_steps),
-        n_steps=rollout // num_envs,
+        n_steps=ROLLOUT // num_envs,
         n_epochs=10,
         policy_kwargs={"features_extractor_class": NormalizeFeaturesExtractor, "net_arch": [64, 64]},
         seed=seed,
         device="cpu",
         **ppo,
     )
-    round_steps = rollouts_a_round * rollout
+    round_steps = rollouts_a_round * ROLLOUT
     rounds = math.ceil((env_steps - num_envs * horizon) / round_steps)  # after whole episodes of each
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
