@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from expert_oracle.human import context_of
@@ -108,6 +110,27 @@ def test_the_labeler_ends_with_its_trainer(tmp_path):
         client = OracleSpec("human", labeler.connection).build().client  # type: ignore[attr-defined]
         assert client.stats().counts["open"] == 0
         client.close()
+
+
+def test_a_labeler_that_dies_is_started_again_where_it_was(tmp_path, caplog):
+    run = RunDirectory.create(tmp_path / "run", {"method": {"name": "dagger"}})
+    run.close()
+    with beside(run.path) as labeler:
+        client = OracleSpec("human", labeler.connection).build().client  # type: ignore[attr-defined]
+        page = (run.path / "labeler" / "page").read_text()
+        service = services_of_this_process()
+        assert len(service) == 1
+        service[0].kill()
+        assert client.stats().counts["open"] == 0  # patient until it is back
+        urllib.request.urlopen(f"http://{page}/health", timeout=10).close()
+        client.close()
+    assert "the labeler died (SIGKILL) and is started again" in caplog.text
+    assert not services_of_this_process()
+
+
+def services_of_this_process() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "services.labeler.beside" in child.cmdline()]
 
 
 def test_what_the_page_needs_to_know_of_an_environment():

@@ -4,12 +4,14 @@
         labeler.links                # what people open
         labeler.connection           # arguments of the way to it: address, token_file
 
-It ends with the trainer, however that ends; what was asked and answered stays in the run's folder.
+It ends with the trainer, however that ends; what was asked and answered stays in the run's folder. Where it
+dies before, it is started again at the same addresses: pages that are open and the trainer go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -17,13 +19,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ServiceError
 
+LOG = logging.getLogger(__name__)
 START_S = 60.0
 STOP_S = 30.0
 LOOK_S = 0.5  # how often it is seen to that the trainer lives
@@ -51,14 +54,50 @@ def beside(run: Path, page: str = "") -> Iterator[Beside]:
     token, machines = _token(folder)
     wishes = [page] if page else [*_last(folder), ANY_PORT]
     process, said = _start(run, wishes, machines)
+    lines = [line.strip() for line in said]
+    address = next(line.removeprefix(GRPC).strip() for line in lines if line.startswith(GRPC))
+    page = lines[0].rpartition("//")[2]
+    (folder / "page").write_text(page)
+    links = [line for line in lines if not line.startswith(LAST_WORDS)]
+    keeper = Keeper(process, lambda: _start(run, [page], machines, address)[0])
+    keeper.start()
     try:
-        lines = [line.strip() for line in said]
-        address = next(line.removeprefix(GRPC).strip() for line in lines if line.startswith(GRPC))
-        (folder / "page").write_text(lines[0].rpartition("//")[2])
-        links = [line for line in lines if not line.startswith(LAST_WORDS)]
         yield Beside(tuple(links), {"address": address, "token_file": str(token)})
     finally:
-        _stop(process)
+        keeper.stop()
+
+
+class Keeper(threading.Thread):
+    """Starts a process again when it dies, until it is told to stop."""
+
+    def __init__(self, process: subprocess.Popen[str], again: Callable[[], subprocess.Popen[str]]) -> None:
+        super().__init__(name="labeler", daemon=True)
+        self._process, self._again = process, again
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            status = self._process.wait()
+            if self._stopping.wait(LOOK_S):
+                return
+            LOG.warning("the labeler died (%s) and is started again", reason(status))
+            try:
+                self._process = self._again()
+            except ServiceError as error:  # the trainer notices when it asks the next time
+                LOG.error("%s", error)
+                return
+
+    def stop(self) -> None:
+        """End the process."""
+        self._stopping.set()
+        _stop(self._process)
+        self.join()
+        _stop(self._process)  # one that was being started
+
+
+def reason(status: int) -> str:
+    """What ended a process, by its exit status."""
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def _token(folder: Path) -> tuple[Path, Path]:
@@ -78,13 +117,16 @@ def _last(folder: Path) -> list[str]:
     return [path.read_text()] if path.exists() else []
 
 
-def _start(run: Path, wishes: list[str], machines: Path) -> tuple[subprocess.Popen[str], list[str]]:
+def _start(
+    run: Path, wishes: list[str], machines: Path, address: str = ANY_PORT
+) -> tuple[subprocess.Popen[str], list[str]]:
     """The process, and what it says once it answers; the next address where one is taken."""
     deadline = time.monotonic() + START_S
-    log = run / "labeler" / "service.log"
+    journal = run / "labeler" / "service.log"
     while True:
-        command = [sys.executable, "-m", "services.labeler.beside", str(run), wishes[0], str(machines)]
-        with log.open("ab") as errors:
+        where = [str(run), wishes[0], str(machines), address]
+        command = [sys.executable, "-m", "services.labeler.beside", *where]
+        with journal.open("ab") as errors:
             began = errors.tell()
             process = subprocess.Popen(
                 command,
@@ -102,12 +144,14 @@ def _start(run: Path, wishes: list[str], machines: Path) -> tuple[subprocess.Pop
             return process, said
         _stop(process)
         if too_long.finished.is_set() and process.returncode == -signal.SIGKILL:
-            raise ServiceError(f"the labeler of {run} does not answer after {START_S:.0f} s (see {log})")
-        words = log.read_bytes()[began:].decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise ServiceError(f"the labeler of {run} does not answer after {START_S:.0f} s (see {journal})")
+        words = journal.read_bytes()[began:].decode(errors="replace").strip().splitlines() or [
+            "no reason given"
+        ]
         if len(wishes) > 1 and "cannot listen" in words[-1]:
             wishes = wishes[1:]
         elif "in use" not in words[-1] or time.monotonic() > deadline:  # by one that is about to end
-            raise ServiceError(f"the labeler of {run} does not start: {words[-1]} (all of it in {log})")
+            raise ServiceError(f"the labeler of {run} does not start: {words[-1]} (all of it in {journal})")
         time.sleep(LOOK_S)
 
 
@@ -130,7 +174,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def main(run: str, page: str, machines: str) -> None:
+def main(run: str, page: str, machines: str, address: str) -> None:
     """In the process: serve until told to stop, or until the trainer is gone."""
     from expert_oracle.metrics import log_to_stderr
     from services.labeler.serve import Settings, serve_command
@@ -138,7 +182,7 @@ def main(run: str, page: str, machines: str) -> None:
     log_to_stderr("text")
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     settings = Settings(
-        Path(run) / "labeler", run=Path(run), address=page, grpc_address=ANY_PORT, token_file=machines
+        Path(run) / "labeler", run=Path(run), address=page, grpc_address=address, token_file=machines
     )
     serve_command(settings, invite=True, demo=False)
 
