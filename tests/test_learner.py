@@ -4,7 +4,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -17,6 +16,7 @@ from learner.methods import make_method
 from learner.methods.bc import BC
 from learner.nets import PolicyModule
 from learner.reward_scale import RewardScale
+from services.trainer_config import TrainerConfig
 from tutelage.errors import ConfigError, TrainingError
 from tutelage.types import EnvRecipe
 
@@ -25,7 +25,7 @@ CARTPOLE = EnvRecipe("CartPole-v1")
 
 def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, **training) -> Any:
     made = gym.make(env)
-    config: Any = AlgorithmConfig()
+    config: Any = TrainerConfig()
     config.learning_method = make_method(method, settings or {})
     config.run_directory = str(tmp_path)
     config.training(**{"lr": 1e-3, "minibatch_size": 64, "num_epochs": 2, **training})

@@ -73,7 +73,9 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
     },
     step: (pictures) => {
       setPlaying(false);
+      wants.current.playing = false; // at once: what is drawn next is the picture that was asked for
       all().forEach((video) => {
+        video.pause();
         const last = Math.max(0, Math.round((video.duration || 0) * fps) - 1);
         const now = Math.floor(video.currentTime * fps + 0.001);
         video.currentTime = (Math.max(0, Math.min(last, now + pictures)) + 0.5) / fps; // the middle of a picture
