@@ -152,13 +152,13 @@ class RewardLearner:
         one, asked = self.settings, self.comparisons.asked
         if env_steps < one.ask_from:
             return 0
-        if asked < self.first:
+        if asked < self.first and not self.ready:
             return self.first - asked
         if self._nobody_could_tell():
             return min(self.first, one.comparisons - asked)
         self._earn(env_steps)
         due = int(min(self._credit, one.comparisons) + 1e-6) - asked
-        return due if due >= min(one.batch, one.comparisons - asked) else 0
+        return due if due > 0 and due >= min(one.batch, one.comparisons - asked) else 0
 
     def _nobody_could_tell(self) -> bool:
         """All first questions are answered, and there is nothing to learn from."""
@@ -169,12 +169,12 @@ class RewardLearner:
         """Let the questions of the steps since the last time be asked.
 
         They are a share of those that are left, of the steps that are left, so that all are asked in time
-        also where a run was extended, or cut off before its first checkpoint.
+        also where a run was extended, by steps or by questions, or cut off before its first checkpoint.
         """
         one, share = self.settings, SCHEDULES[self.settings.schedule]
         steps = max(1, one.ask_until - one.ask_from)
         before, now = (min(1.0, max(0, x - one.ask_from) / steps) for x in (self._counted_to, env_steps))
-        self._credit = max(self._credit, self.first)
+        self._credit = max(self._credit, min(self.first, self.comparisons.asked))
         left = max(0.0, one.comparisons - self._credit)
         more = left if now >= 1 else left * max(0.0, share(now) - share(before)) / (1 - share(before))
         if one.schedule == "accuracy":

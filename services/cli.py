@@ -172,8 +172,10 @@ def presets() -> None:
     """List the configurations that come with Tutelage."""
     from services.overrides import presets as shipped
 
-    for name, description in shipped().items():
-        typer.echo(f"{name:22} {description}")
+    known = shipped()
+    width = max(map(len, known))
+    for name, description in known.items():
+        typer.echo(f"{name:{width}}  {description}")
 
 
 @app.command()

@@ -188,7 +188,10 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], parents: s
     return names
 
 
-MAY_CHANGE = ("stop", "run", "expert", "feedback", "evaluation", "env_runners.num_env_runners")
+MAY_CHANGE = (
+    *("stop", "run", "expert", "feedback", "evaluation"),
+    *("env_runners.num_env_runners", "method.comparisons"),
+)
 
 
 def changed_for_resume(config: Config, overrides: Sequence[str], also: Sequence[str] = ()) -> Config:

@@ -246,6 +246,20 @@ def test_a_run_that_is_extended_goes_on_asking(tmp_path):
     assert asked == [0, 0, 6, 0, 0, 6, 0, 0, 6, 2]
 
 
+@pytest.mark.parametrize(("questions", "asked"), [(400, 36), (20, 0)])
+def test_a_run_that_goes_on_may_be_given_other_numbers_of_questions(tmp_path, questions, asked):
+    before = reward_learner(tmp_path, comparisons=40, ask_until=1000)
+    before.observe(rollouts(10))
+    for step in (0, 1000):
+        before.hear(Teacher(reward=upright).label(before.ask(step)))
+    before.fit()
+    assert before.comparisons.asked == 40
+    after = reward_learner(tmp_path, comparisons=questions, ask_until=2000)
+    after.set_state(before.get_state())
+    after.observe(rollouts(10))
+    assert len(after.ask(1100)) == asked
+
+
 def test_what_was_asked_before_the_first_checkpoint_counts(tmp_path):
     killed = reward_learner(tmp_path)
     killed.observe(rollouts(10))
