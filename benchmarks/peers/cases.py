@@ -35,7 +35,7 @@ PENDULUM = {
     "rollouts_a_round": 2,
     "horizon": 200,
 }
-MUJOCO = {
+MUJOCO: dict[str, Any] = {
     "env_steps": 300_000,
     "segment": 50,
     "ppo": {"gamma": 0.99, "gae_lambda": 0.95, "batch_size": 128},
@@ -46,7 +46,7 @@ MUJOCO = {
 PREFERENCES: Mapping[str, Mapping[str, Any]] = {
     "pendulum": PENDULUM,
     "halfcheetah": {"env": "HalfCheetah-v5", **MUJOCO},
-    "hopper": {"env": "Hopper-v5", **MUJOCO},
+    "hopper": {"env": "Hopper-v5", **MUJOCO, "ppo": {**MUJOCO["ppo"], "ent_coef": 0.01}},
 }
 
 CASES: Mapping[str, Case] = {
