@@ -20,6 +20,7 @@ import tree
 from tutelage.types import Array, Rollout, Segment, Tree
 
 OVERLAP = 2  # segments in which a step is on average, where there is room for as many
+BEYOND = 0.25  # of an episode's segments, at most, run on after its end, where others fit into it
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,22 @@ class SegmentPool:
         fitting = int(min(self.per_rollout, OVERLAP * sum(-(-n // self.length) for n in room)))
         for _ in range(fitting):
             one = stretches[self._rng.choice(len(room), p=room / room.sum())]
-            self._keep(self._cut(rollout, one, int(self._rng.integers(self._starts(one)))))
+            self._keep(self._cut(rollout, one, self._start(one)))
 
     def _starts(self, one: Stretch) -> int:
         """How many places there are where a segment may begin; an ended task's goes on."""
         if one.terminated and self.past_the_end:
             return one.steps
         return one.steps - self.length + 1
+
+    def _start(self, one: Stretch) -> int:
+        """One of the places, at random. Of those from which a segment runs on after the end few are taken where
+        there are others: how long a task has been over is told at a glance, and teaches one number."""
+        inside = max(0, one.steps - self.length + 1)
+        beyond = self._starts(one) - inside
+        if not inside or (beyond and self._rng.random() < min(BEYOND, beyond / one.steps)):
+            return inside + int(self._rng.integers(beyond))
+        return int(self._rng.integers(inside))
 
     def _keep(self, segment: Segment) -> None:
         self._newest.append(segment)

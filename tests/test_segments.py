@@ -60,6 +60,14 @@ def test_after_the_end_of_the_task_the_last_state_repeats_and_is_worth_nothing()
     assert all(one.played is None for one in pool_of(40, length=30).newest(200))
 
 
+def test_most_segments_of_an_episode_end_before_it_does_where_they_fit_into_it():
+    """Elsewhere half of those of episodes of 25 steps would be about how long ago the pole fell."""
+    segments = pool_of(200, length=15, past_the_end=True).newest(1000)
+    fitting = [one for one in segments if one.played is None or len(one.prefix) + one.played >= 15]
+    assert len(fitting) > 150
+    assert 0.15 < sum(one.played is not None for one in fitting) / len(fitting) < 0.35
+
+
 def test_the_newest_are_new_and_a_sample_is_of_all():
     pool = pool_of(30, capacity=20, rollouts=30)
     newest, sample = pool.newest(20), pool.across_time(20)
