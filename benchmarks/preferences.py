@@ -48,7 +48,8 @@ def of(command: list[str], key: str, values: Mapping[str, str] | tuple[str, ...]
 
 
 CARTPOLE = "preference-cartpole"
-FEW = ["preference-pendulum", "method.comparisons=100"]  # with more, every way is as good
+FEW = ["preference-pendulum", "method.comparisons=200"]  # of 350 every way makes as much; of 100, few any
+PER_UNIT = "feedback.arguments.rationality=0.0625"  # B-Pref's 1 is for rewards that span 1, here it is 16
 BY_REGRET = ["feedback.labeler=synthetic:oracle", "feedback.arguments.expert=checkpoint:cartpole"]
 QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
     "labels": {
@@ -97,15 +98,15 @@ QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
             "PEBBLE without exploring, 50 labels": [
                 *("pebble-pendulum", "method.comparisons=50", "method.explore_steps=0"),
             ],
-            "preference, 100 labels": FEW,
+            "preference, 100 labels": ["preference-pendulum", "method.comparisons=100"],
         }
     },
     "teachers": {
-        "Pendulum": of(
-            FEW,
-            "feedback.labeler",
-            {name: f"synthetic:{name}" for name in NAMES if name != "adversarial"},
-        )
+        "Pendulum": {
+            name: [*FEW, f"feedback.labeler=synthetic:{name}", *([PER_UNIT] * (name == "stochastic"))]
+            for name in NAMES
+            if name != "adversarial"
+        }
     },
 }
 
