@@ -87,8 +87,11 @@ class SegmentPool:
         return one.steps - self.length + 1
 
     def _start(self, one: Stretch) -> int:
-        """One of the places, at random. Few of those from which a segment runs on after the end, where there are
-        others: how long a task has been over is told at a glance, and teaches one number."""
+        """One of the places, at random.
+
+        Few from which a segment runs on after the end, where there are others: how long a task has been over
+        is told at a glance, and teaches one number.
+        """
         inside = max(0, one.steps - self.length + 1)
         beyond = self._starts(one) - inside
         if not inside or (beyond and self._rng.random() < min(BEYOND, beyond / one.steps)):
