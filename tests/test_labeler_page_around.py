@@ -438,9 +438,9 @@ def test_a_clip_that_cannot_be_played_is_said_and_passed_on(comes, ask, running,
     person.page.reload()
     while person.shown() != ids[0]:
         person.answer(LEFT)
-    with person.page.expect_request("**/api/give_back") as given_back:
+    with person.page.expect_response("**/api/give_back") as given_back:
         person.page.get_by_role("button", name="Next question").first.click()
-    said = json.loads(given_back.value.post_data or "")
+    said = json.loads(given_back.value.request.post_data or "")
     assert said["question"] == ids[0]
     assert re.fullmatch(r"[0-9a-f]{64}\.mp4: cannot be played", said["broken"])
     person.context.unroute("**/clips/*")

@@ -74,7 +74,7 @@ def test_actions_are_those_of_the_library(tmp_path, algorithm, space, kwargs):
     expert = checked(OracleSpec(f"sb3:{path}").build(), model.observation_space, space, f"sb3:{path}")
     expected, _ = model.predict(obs, deterministic=True)
     assert len(np.unique(expected)) > 1
-    np.testing.assert_allclose(expert.act(obs), expected, atol=1e-5)
+    np.testing.assert_allclose(expert.act(obs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_trained_model_plays(tmp_path):

@@ -1,6 +1,6 @@
 // Keys: what they do, and how they are shown.
 
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 
 const NAMES = {
   ArrowLeft: "←",
@@ -29,7 +29,7 @@ export function meant({ key = "", code = "" }) {
 export function useKeys(bindings, on = true) {
   const latest = useRef(bindings);
   latest.current = bindings;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!on) return;
     const pressed = (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;

@@ -21,6 +21,12 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
       if (!video.ended) video.play().catch(() => {}); // swapped for the next before it began
     });
   };
+  /** All stop at the same picture, shorter clips at their last. */
+  const halt = () => {
+    for (const video of all()) video.pause();
+    const at = Math.max(...all().map((video) => video.currentTime));
+    for (const video of all()) if (!video.ended && video.currentTime < at) video.currentTime = Math.min(at, video.duration || 0);
+  };
   const restart = () => {
     all().forEach((video) => (video.currentTime = 0));
     setPlaying(true);
@@ -59,7 +65,7 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
   useLayoutEffect(() => {
     if (!shown) return;
     if (playing) start();
-    else all().forEach((video) => video.pause());
+    else halt();
   }, [shown, playing, rate]);
 
   return {
@@ -74,10 +80,10 @@ export function usePlayback({ videos, shown, fps, loop = true, onFirstPlay }) {
     step: (pictures) => {
       setPlaying(false);
       wants.current.playing = false; // at once: what is drawn next is the picture that was asked for
+      const now = Math.max(...all().map((video) => Math.floor(video.currentTime * fps + 0.001)));
       all().forEach((video) => {
         video.pause();
         const last = Math.max(0, Math.round((video.duration || 0) * fps) - 1);
-        const now = Math.floor(video.currentTime * fps + 0.001);
         video.currentTime = (Math.max(0, Math.min(last, now + pictures)) + 0.5) / fps; // the middle of a picture
       });
     },

@@ -1,6 +1,6 @@
 // One question: its panels and the ways to answer it. Those ahead are there too, unseen, with their clips loaded.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { Control } from "./controls.jsx";
 import { Key, useKeys } from "./keys.jsx";
@@ -27,7 +27,8 @@ export function Question({ question, shown, active, said, skipped, broken }) {
     onFirstPlay: () => (moments.current.first_played_at ??= Date.now() / 1000),
   });
 
-  useEffect(() => {
+  // Before the paint, which a busy machine makes late: what is pressed from then on is an answer.
+  useLayoutEffect(() => {
     if (!shown) return;
     moments.current.shown_at ??= Date.now() / 1000;
     const noticed = () => (moments.current.first_key_at ??= Date.now() / 1000);
