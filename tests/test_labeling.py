@@ -228,6 +228,27 @@ def test_what_is_ready_when_the_store_goes_away_is_asked_later(make, monkeypatch
     assert set(labeling.queue.dead()) == {"p1"}
 
 
+@pytest.mark.parametrize("fails", ["states", "missing"])
+def test_what_is_submitted_while_the_store_is_away_is_asked_when_it_is_back(make, monkeypatch, fails):
+    labeling = make()
+    labeling.submit(texts(3))
+    labeling.withdraw(["q0", "q1"])
+    labeling.run_once()
+
+    def away(*_):
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling.queue, fails, away)
+        with pytest.raises(redis.ConnectionError):
+            labeling.submit(texts(5))
+    assert labeling.waiting() == 2
+    for _ in range(2):
+        labeling.submit(texts(5))
+        labeling.run_once()
+    assert ids(labeling.assign("anna", 9)) == ["q2", "q0", "q1", "q3", "q4"]
+
+
 def test_an_answer_taken_back_takes_the_place_of_the_first(make):
     labeling = make()
     labeling.submit(texts(1))

@@ -139,20 +139,21 @@ class Labeling:
                 if query.id in gold:
                     _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
         added = set(self.queries.add(queries, gold))
-        again = self._withdrawn([query.id for query in queries if query.id not in added])
         with self._lock:
-            for id in (*added, *again):
+            for id in added:
                 self._push(id)
         self._wake.set()
+        if known := [query.id for query in queries if query.id not in added]:
+            self._ask_again(known)
+            self._wake.set()
         return [query.id for query in queries]
 
-    def _withdrawn(self, known: Sequence[str]) -> list[str]:
-        """Ask those again that were withdrawn; returns the ones that were never asked before."""
-        states = self.queue.states(known)
-        for id, state in states.items():
+    def _ask_again(self, known: Sequence[str]) -> None:
+        """What was withdrawn, and what never came as far as the queue."""
+        for id, state in self.queue.states(known).items():
             if state in ("withdrawn", "unasked"):
                 self.queue.requeue(id)
-        return [id for id, state in states.items() if state == "unasked"]
+        self._push_missing(known)
 
     def query(self, id: str) -> Query:
         """With its segments, for machines. Raises KeyError."""
@@ -369,17 +370,22 @@ class Labeling:
         ids = list(self.queries)
         dead = self.queue.dead()
         for start in range(0, len(ids), BLOCK):
-            missing = self.queue.missing(ids[start : start + BLOCK])
-            with self._lock:
-                waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
-                for id in missing:
-                    if id not in waits:
-                        self._push(id)
+            self._push_missing(ids[start : start + BLOCK])
         self._buried = {id for id in dead if id in self.queries}
         for id in ids:
             if self.queries.place(id).gold:
                 self._mixing.add_gold(id, self.queries.place(id).kind)
         self._recovered = True
+
+    def _push_missing(self, ids: Sequence[str]) -> None:
+        """Those of them that are neither in the queue nor wait already."""
+        if not (missing := self.queue.missing(ids)):
+            return
+        with self._lock:
+            waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
+            for id in missing:
+                if id not in waits:
+                    self._push(id)
 
     def _push(self, id: str) -> None:
         place = self.queries.place(id)
@@ -392,10 +398,7 @@ class Labeling:
         dead = self.queue.dead()
         risen = [id for id in self._buried if id not in dead]
         self._buried -= set(risen)
-        if missing := self.queue.missing(risen):
-            with self._lock:
-                for id in missing:
-                    self._push(id)
+        self._push_missing(risen)
 
     def _publish(self) -> None:
         """Ask what can be asked at once, film what is next, and ask what is filmed."""

@@ -211,8 +211,9 @@ class Queue:
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of them that were not asked yet and are no dead letters."""
-        dead = self.dead()
-        return [id for id, state in self.states(ids).items() if state in ("", "restored") and id not in dead]
+        unasked = [id for id, state in self.states(ids).items() if state in ("", "restored")]
+        dead = self.dead() if unasked else {}
+        return [id for id in unasked if id not in dead]
 
     def look_up(self, question: str) -> Known | None:
         """What there is of it; None where there is no such question."""
