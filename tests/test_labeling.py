@@ -392,6 +392,26 @@ def test_answers_that_the_store_loses_while_it_is_served_come_back(forgetful):
     labeling.queries.close()
 
 
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_store_that_comes_back_empty_is_filled_while_it_is_served(forgetful, tmp_path, answers):
+    begin, _, _ = forgetful
+    labeling = begin()
+    labeling.submit(texts(3))
+    labeling.run_once()
+    for one in labeling.assign("anna", answers):
+        labeling.answer(one.id, "anna", [1, 0], started_at=0.0)
+    labeling.run_once()
+    before = labeling.events()
+    store = Embedded(tmp_path / "store").client()
+    store.flushall()
+    store.function_flush()
+    assert labeling.assign("anna", 3) == []
+    labeling.run_once()
+    assert labeling.events() == before
+    assert ids(labeling.assign("anna", 3)) == ["q0", "q1", "q2"][answers:]
+    labeling.queries.close()
+
+
 def test_answers_that_cannot_come_back_at_once_are_said_to_be_lost_and_are_not(forgetful, tmp_path):
     begin, remember, forget = forgetful
     labeling = begin()

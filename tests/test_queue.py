@@ -327,3 +327,13 @@ def test_answers_are_put_back_into_questions_that_were_asked_again(store, queue)
     assert again.restore(queue.events()[0]) == 3
     assert [lease.id for lease in again.lease("carl", n=2)] == ["q1"]  # q0 has its two
     assert again.lease("anna", n=2) == []
+
+
+def test_a_store_without_our_functions_is_given_them_again(store, queue):
+    for call, said in (
+        (lambda: queue.submit([Question("q0", "comparison")]), 1),
+        (lambda: ids(queue.lease("anna")), ["q0"]),
+        (lambda: queue.answer("q0", "anna", {})[0], "accepted"),
+    ):
+        store.function_flush()
+        assert call() == said

@@ -113,6 +113,7 @@ class Labeling:
         self._filmed_kinds: set[str] = set()
         self._working = threading.Lock()
         self._recovered = self._recalled = False
+        self._submitted = 0  # questions that the queue has had, as far as was seen
         self._lost = ""  # what only somebody else can mend
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -351,7 +352,12 @@ class Labeling:
                 raise ServiceError(self._lost)
 
     def _look_for_losses(self) -> None:
-        """A store of somebody else's may come back without its latest answers, while we serve."""
+        """A store of somebody else's may come back empty, or without what was latest, while we serve."""
+        submitted = self.queue.submitted()
+        if submitted < self._submitted:
+            LOG.warning("the store has lost questions; they are asked anew, from %s", self.queries.path)
+            self._recover()
+        self._submitted = submitted
         latest = self.ledger.cursor()
         if latest == "0" or self.queue.has_event(latest):
             return
@@ -365,7 +371,7 @@ class Labeling:
             )
 
     def _recover(self) -> None:
-        """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
+        """After a start or a loss: what the store has lost comes back from the ledger, the rest from the disk."""
         self.restore()
         ids = list(self.queries)
         dead = self.queue.dead()
@@ -487,6 +493,7 @@ class Labeling:
         if not ready:
             return
         self.queue.submit(ready)
+        self._submitted = self.queue.submitted()
         for question in ready:
             if question.kept:
                 self._mixing.add_gold(question.id, question.kind)

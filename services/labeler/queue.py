@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal, NamedTuple
@@ -110,7 +110,19 @@ class Queue:
             raise ServiceError(f"the store has to be Redis 7 or Valkey 8, or newer: {error}") from None
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        return self._store.fcall(f"tutelage_{function}", 1, self._prefix, *arguments)  # type: ignore[arg-type]
+        return self._with_functions(
+            lambda: self._store.fcall(f"tutelage_{function}", 1, self._prefix, *arguments)  # type: ignore[arg-type]
+        )
+
+    def _with_functions(self, call: Callable[[], Any]) -> Any:
+        """A store that came back empty is given them anew."""
+        try:
+            return call()
+        except redis.ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+        self._load()
+        return call()
 
     # For those who ask
 
@@ -118,10 +130,15 @@ class Queue:
         """Ask; returns how many were new. One whose id is there or withdrawn is left as it is. Raises
         ValueError.
         """
-        pipe = self._store.pipeline(transaction=False)
-        for question in questions:
-            pipe.fcall("tutelage_submit", 1, self._prefix, *_arguments(question))  # type: ignore[arg-type]
-        return sum(pipe.execute())
+        asked = [list(_arguments(question)) for question in questions]
+
+        def call() -> int:
+            pipe = self._store.pipeline(transaction=False)
+            for arguments in asked:
+                pipe.fcall("tutelage_submit", 1, self._prefix, *arguments)  # type: ignore[arg-type]
+            return sum(pipe.execute())
+
+        return self._with_functions(call)
 
     def withdraw(self, ids: Sequence[str]) -> int:
         """Ask nobody new; who has such a question may still answer it. Returns how many were open, or were
@@ -277,6 +294,11 @@ class Queue:
         return {name: known.get(name, 0) for name in names} | dict(
             zip(("open", "leased", "dead"), now, strict=True)
         )
+
+    def submitted(self) -> int:
+        """How many questions there ever were. It grows, unless the store loses some."""
+        total: Any = self._store.hget(f"{self._prefix}:counts", "submitted")
+        return int(total or 0)
 
     def last_event(self) -> str:
         """The id of the newest; "0" where there is none."""
