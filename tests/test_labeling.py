@@ -186,6 +186,40 @@ def test_only_so_many_are_filmed_ahead_the_urgent_first(make):
     assert ids(labeling.assign("anna", 5)) == ["p4", "p3"]
 
 
+def test_who_can_take_none_of_those_that_are_filmed_is_not_left_without(make):
+    camera = Camera()
+    labeling = make(clips=camera, ahead=4, overlap=1.0)  # a second answer is wanted, and nobody else is there
+    labeling.submit([pair(f"p{i}") for i in range(12)])
+    done = []
+
+    def tick():
+        labeling.run_once()
+        camera.develop()
+        labeling.run_once()
+
+    for _ in range(8):
+        tick()
+        for one in labeling.assign("anna", 3):
+            labeling.answer(one.id, "anna", [1, 0], started_at=0.0)
+            done.append(one.id)
+        assert len(camera.films) <= 2 * (4 + len(done))
+    assert len(set(done)) == 12
+
+
+def test_nobody_makes_more_be_filmed_in_a_pause_or_by_asking_for_other_kinds(make):
+    camera = Camera()
+    labeling = make(clips=camera, ahead=1)
+    labeling.submit([pair(f"p{i}") for i in range(9)])
+    for pause in (False, True):
+        labeling.queue.pause(pause)
+        labeling.run_once()
+        camera.develop()
+        labeling.run_once()
+        assert labeling.assign("anna", 3, kinds=() if pause else ["text"]) == []
+    labeling.run_once()
+    assert len(camera.films) == 2
+
+
 def test_what_cannot_be_filmed_is_a_dead_letter_and_may_be_tried_again(make):
     camera = Camera()
     labeling = make(clips=camera)

@@ -111,6 +111,7 @@ class Labeling:
         self._filming: dict[str, tuple[Query, list[Future[dict[str, Any]]]]] = {}
         self._buried: set[str] = set()  # what never could be asked
         self._filmed_kinds: set[str] = set()
+        self._short = 0  # questions that somebody was to be given since the last filming, and were not there
         self._working = threading.Lock()
         self._recovered = self._recalled = False
         self._submitted = 0  # questions that the queue has had, as far as was seen
@@ -210,7 +211,10 @@ class Labeling:
         """
         self._mix_in(annotator, kinds)
         assignments = []
-        for lease in self.queue.lease(annotator, n=n, kinds=kinds):
+        leases = self.queue.lease(annotator, n=n, kinds=kinds)
+        if not kinds or self._filmed_kinds & set(kinds):
+            self._short = max(self._short, n - len(leases))
+        for lease in leases:
             kind = feedback.kind(lease.kind)
             self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
             self._remember(self._began, (lease.id, annotator), lease.began_at)
@@ -440,11 +444,14 @@ class Labeling:
             return heapq.heappop(heap) if heap else None
 
     def _film(self) -> None:
-        """So many that there are enough ahead."""
+        """So many that there are enough ahead, and that who can take none of those that are has some too."""
+        short, self._short = self._short, 0
         if not self._unfilmed:
             return
         depth = self.queue.depth()
         room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
+        if short > room and not self.queue.paused():
+            room = short
         while len(self._filming) < min(FILMING, room) and (entry := self._next(self._unfilmed)):
             with self._burying(entry[2]):
                 query = self.queries[entry[2]]
