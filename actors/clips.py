@@ -39,7 +39,8 @@ from av.video.reformatter import VideoReformatter
 from actors.environments import Act, columns, make_env, put, rows, to_env
 from expert_oracle.feedback import Footage
 from expert_oracle.lookahead import pose_for
-from tutelage.errors import ConfigError, TutelageError
+from tutelage.disk import is_full
+from tutelage.errors import ConfigError, Killed, NoRoom, TutelageError
 from tutelage.types import Array, EnvRecipe, Tree
 
 CODECS: dict[str, tuple[str, dict[str, str]]] = {
@@ -133,7 +134,8 @@ class Filmer:
     def film(self, footage: Footage, path: str | Path, *, size: int = 256) -> Film:
         """Write the video to `path`, which appears when it is whole.
 
-        Raises ConfigError for a suffix that is none, TutelageError where the footage cannot be filmed.
+        Raises ConfigError for a suffix that is none, NoRoom on a full disk, Killed where its process was,
+        TutelageError where the footage cannot be filmed.
         """
         path = Path(path)
         if path.suffix not in CODECS:
@@ -145,10 +147,12 @@ class Filmer:
                 said = self._ask(job)
             except OSError as error:  # the process died, of this clip or by chance
                 if self._closed or died:
-                    raise TutelageError(f"cannot render {footage.recipe.id}: {error}") from None
+                    kind = Killed if isinstance(error, ChildProcessError) else TutelageError
+                    raise kind(f"cannot render {footage.recipe.id}: {error}") from None
                 died = True
         if "error" in said:
-            raise TutelageError(f"cannot render {footage.recipe.id}: {said['error']}")
+            kind = NoRoom if said["full"] else TutelageError
+            raise kind(f"cannot render {footage.recipe.id}: {said['error']}")
         return Film(**said)
 
     def close(self) -> None:
@@ -175,7 +179,7 @@ class Filmer:
                     raise OSError(f"it took longer than {LONGEST_S:g} s")
             line = process.stdout.readline()
             if not line.endswith(b"\n"):
-                raise OSError(self._last_words())
+                raise self._last_words()
         except (OSError, ValueError) as error:  # ValueError: closed by another thread
             self._end()
             raise error if isinstance(error, OSError) else OSError("no longer wanted") from None
@@ -197,15 +201,16 @@ class Filmer:
                 )
             return self._process
 
-    def _last_words(self) -> str:
+    def _last_words(self) -> OSError:
+        """Why the process ended; ChildProcessError: by a signal."""
         assert self._process is not None
         assert self._errors is not None
         status = self._process.wait()
         if status < 0:  # what it said last has nothing to do with it
-            return f"the rendering process was killed by {signal.Signals(-status).name}"
+            return ChildProcessError(f"the rendering process was killed by {signal.Signals(-status).name}")
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"the rendering process ended with {status}"
+        return OSError(lines[-1] if lines else f"the rendering process ended with {status}")
 
     def _end(self) -> None:
         process, errors = self._process, self._errors
@@ -260,9 +265,9 @@ def main() -> None:
             film = studio.film(footage, Path(path), size)
             said: dict[str, Any] = vars(film)
         except TutelageError as error:
-            said = {"error": str(error)}
+            said = {"error": str(error), "full": False}
         except Exception as error:  # of the environment, by what is wrong with it
-            said = {"error": f"{type(error).__name__}: {error}"}
+            said = {"error": f"{type(error).__name__}: {error}", "full": is_full(error)}
         print(json.dumps(said), file=answers, flush=True)
 
 

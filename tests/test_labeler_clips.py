@@ -1,9 +1,11 @@
 """The labeler's clips: each made once, kept up to a size, and no other than what was played."""
 
 import os
+import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -14,7 +16,7 @@ from actors.environments import make_env
 from actors.replay import replay
 from expert_oracle.feedback import Footage
 from services.labeler.clips import Clips
-from tutelage.errors import TutelageError
+from tutelage.errors import Killed, NoRoom, TutelageError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
@@ -225,13 +227,25 @@ def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
     ours = clips()
     fatal = ours.film(footage(recipe=EnvRecipe(NIGHT, {"draws": "death"})))
     after = ours.film(footage())
-    with pytest.raises(
-        TutelageError, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"
-    ):
+    with pytest.raises(Killed, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"):
         fatal.result()
     assert after.result()["frames"] == 9
     assert {path.suffix for path in ours.folder.iterdir()} == {".mp4", ".footage"}
     assert len(list(ours.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("room", "words"), [(200, "cannot render"), (20_000, "clips cannot be written")])
+def test_a_full_disk_is_told_from_other_faults_and_leaves_nothing_half_made(clips, room, words):
+    ours = clips()
+    long = Footage(CARTPOLE, 0, np.zeros(9, np.int64), 0, np.zeros((9, 900)), frames=np.zeros((9, 8, 8, 3)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        with pytest.raises(NoRoom, match=words):
+            ours.film(replace(long, frames=long.frames.astype(np.uint8))).result()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(ours.folder.iterdir()) == []
 
 
 def test_one_process_turns_from_one_simulator_to_another(clips, offscreen_gl):

@@ -1,5 +1,6 @@
 """What the labeler's ways in stand on, with a real store: nothing asked is lost, nothing is counted twice."""
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -13,13 +14,13 @@ import numpy as np
 import pytest
 import redis
 
-from services.labeler.labeling import Labeling
+from services.labeler.labeling import KILLED_LIMIT, Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.mixing import AFTER
 from services.labeler.queries import Queries
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
-from tutelage.errors import ServiceError
+from tutelage.errors import Killed, NoRoom, ServiceError
 from tutelage.types import EnvRecipe, Query, Segment
 
 
@@ -238,6 +239,41 @@ def test_what_cannot_be_filmed_is_a_dead_letter_and_may_be_tried_again(make):
     again.run_once()
     assert ids(again.assign("anna")) == ["p0"]
     assert again.queue.dead() == {}
+
+
+@pytest.mark.parametrize("fault", [NoRoom("the disk is full"), Killed("the process was killed by SIGKILL")])
+def test_what_cannot_be_filmed_for_now_waits_and_is_filmed_later(make, monkeypatch, fault):
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit([pair()])
+    labeling.run_once()
+    for _, film in camera.films:
+        film.set_exception(fault)
+    for _ in range(2):  # the second time nothing is tried
+        with pytest.raises(ServiceError, match=str(fault)):
+            labeling.run_once()
+    assert (labeling.queue.dead(), labeling.waiting(), len(camera.films)) == ({}, 1, 2)
+    monkeypatch.setattr(labeling, "_film_from", 0.0)
+    with pytest.raises(ServiceError, match=str(fault)):
+        labeling.run_once()
+    camera.develop()
+    labeling.run_once()
+    assert ids(labeling.assign("anna")) == ["p0"]
+
+
+def test_a_question_that_kills_who_films_it_is_a_dead_letter_in_the_end(make, monkeypatch):
+    monkeypatch.setattr("services.labeler.labeling.PAUSE_S", 0.0)
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit([pair()])
+    for _ in range(2 * KILLED_LIMIT):
+        with contextlib.suppress(ServiceError):
+            labeling.run_once()
+        for _, film in camera.films:
+            if not film.done():
+                film.set_exception(Killed("killed by SIGSEGV"))
+    assert len(camera.films) == 2 * KILLED_LIMIT
+    assert labeling.queue.dead() == {"p0": "killed by SIGSEGV"}
 
 
 def test_what_is_ready_when_the_store_goes_away_is_asked_later(make, monkeypatch):

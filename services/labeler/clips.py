@@ -31,7 +31,8 @@ import tree
 from actors.clips import Filmer
 from expert_oracle.feedback import Footage
 from tutelage import codec
-from tutelage.errors import ServiceError, TutelageError
+from tutelage.disk import is_full
+from tutelage.errors import NoRoom, ServiceError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.types import EnvRecipe
 
@@ -83,7 +84,8 @@ class Clips:
     def film(self, footage: Footage) -> Future[Clip]:
         """The clip's name, frames, frames a second, width and height, once it is there.
 
-        The future raises TutelageError, saying why, where it cannot be made.
+        The future raises TutelageError, saying why, where it cannot be made: NoRoom and Killed where it may
+        be later.
         """
         done: Future[Clip] = Future()
         try:
@@ -147,7 +149,13 @@ class Clips:
         with self._filmer() as filmer:
             film = filmer.film(footage, self.folder / name, size=self.size)
         clip = {"clip": name, **asdict(film)}
-        self._write(name, clip, footage)
+        try:
+            self._write(name, clip, footage)
+        except OSError as error:
+            (self.folder / name).unlink()  # without its footage it would not be found again
+            if is_full(error):
+                raise NoRoom(f"{self.folder} cannot be written: {error.strerror}") from None
+            raise
         size = (self.folder / name).stat().st_size
         with self._lock:
             self._kept[name] = size
@@ -210,8 +218,11 @@ class Clips:
         )
         path = (self.folder / name).with_suffix(FOOTAGE)
         unfinished = path.with_name(f".{path.name}")
-        unfinished.write_bytes(json.dumps(known).encode() + b"\n" + arrays.SerializeToString())
-        unfinished.replace(path)
+        try:
+            unfinished.write_bytes(json.dumps(known).encode() + b"\n" + arrays.SerializeToString())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def _read(self, name: str) -> tuple[Clip | None, Footage | None]:
         """The clip as it was, and the footage if it can be filmed again."""

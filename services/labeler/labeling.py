@@ -20,7 +20,7 @@ import random
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -37,13 +37,16 @@ from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
 from services.labeler.queue import Event, Known, Outcome, Question, Queue, Undoing, event_key
-from tutelage.errors import ServiceError, TutelageError
+from tutelage.errors import Killed, NoRoom, ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
 LOG = logging.getLogger(__name__)
 AHEAD = 1000
 """Questions that are filmed before somebody takes them; the others wait on the disk."""
 FILMING = 32  # of them at a time
+PAUSE_S = 5.0  # of filming, where a disk is full or a process was killed
+KILLED_LIMIT = 3
+"""Times that filming a question ends with its process killed before it is not tried again."""
 REMEMBERED = 2048  # bodies of questions, and as many leases
 TICK_S = 0.2
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
@@ -58,7 +61,9 @@ class Filming(Protocol):
     """Who makes clips: `services.labeler.clips.Clips`."""
 
     def film(self, footage: Footage) -> Future[dict[str, Any]]:
-        """A clip's name and size, once it is there; the future's exception says why it cannot be made."""
+        """A clip's name and size, once it is there; the future's exception says why it cannot be made, and is
+        NoRoom or Killed where it may be later.
+        """
         ...
 
     def path(self, name: str) -> Path | None: ...
@@ -109,6 +114,9 @@ class Labeling:
         self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
         self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
         self._filming: dict[str, tuple[Query, list[Future[dict[str, Any]]]]] = {}
+        self._film_from = 0.0  # by the monotonic clock: not before
+        self._held_up = ""  # what keeps clips from being made, and may pass
+        self._killed: Counter[str] = Counter()  # by question
         self._buried: set[str] = set()  # what never could be asked
         self._filmed_kinds: set[str] = set()
         self._short = 0  # questions that somebody was to be given since the last filming, and were not there
@@ -352,8 +360,8 @@ class Labeling:
             self.ledger.follow(self.queue)
             while self.queue.expire() and not self._stopped.is_set():
                 pass
-            if self._lost:
-                raise ServiceError(self._lost)
+            if fault := self._lost or (self._held_up if self.waiting() else ""):
+                raise ServiceError(fault)
 
     def _look_for_losses(self) -> None:
         """A store of somebody else's may come back empty, or without what was latest, while we serve."""
@@ -446,7 +454,7 @@ class Labeling:
     def _film(self) -> None:
         """So many that there are enough ahead, and that who can take none of those that are has some too."""
         short, self._short = self._short, 0
-        if not self._unfilmed:
+        if not self._unfilmed or time.monotonic() < self._film_from:
             return
         depth = self.queue.depth()
         room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
@@ -464,7 +472,7 @@ class Labeling:
                     film.add_done_callback(lambda _: self._wake.set())
 
     def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
-        """Those whose clips are there; what cannot be filmed becomes a dead letter."""
+        """Those whose clips are there; what cannot be filmed becomes a dead letter, or waits if that may pass."""
         with self._lock:
             over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
         for id in over:
@@ -472,10 +480,21 @@ class Labeling:
                 if id not in self._filming:  # withdrawn
                     continue
                 query, films = self._filming.pop(id)
-            if errors := [error for film in films if (error := film.exception()) is not None]:
-                self._bury(id, " ".join(str(errors[0]).split()) or type(errors[0]).__name__)
-            else:
+            errors = [error for film in films if (error := film.exception()) is not None]
+            if not errors:
+                self._held_up = ""
+                self._killed.pop(id, None)
                 yield query, [film.result() for film in films]
+                continue
+            why = " ".join(str(errors[0]).split()) or type(errors[0]).__name__
+            self._killed[id] += isinstance(errors[0], Killed)
+            if isinstance(errors[0], NoRoom) or 0 < self._killed[id] < KILLED_LIMIT:
+                self._held_up, self._film_from = why, time.monotonic() + PAUSE_S
+                with self._lock:
+                    self._push(id)
+            else:
+                del self._killed[id]
+                self._bury(id, why)
 
     def _question(self, query: Query, clips: Sequence[Mapping[str, Any]]) -> Question:
         """What the queue is given."""
@@ -574,6 +593,8 @@ class Labeling:
             if not all(film.done() for film in films):
                 return None
             known = Known(query.kind, kind.body(query, [film.result() for film in films]))
+        except NoRoom:
+            return None
         except Exception as error:
             LOG.warning("question %s cannot be asked again: %s", question, error)
             return Known("", None)
