@@ -351,6 +351,22 @@ def test_gold_is_asked_of_everybody_and_given_to_no_learner(make):
         labeling.submit([Query("h", "text", ["a", "b"])], gold={"h": "left"})
 
 
+def test_gold_that_is_filmed_after_a_restart_is_asked_then(make):
+    gold = {f"g{i}": [1, 0] for i in range(3)}
+    labeling = make()
+    labeling.submit([*(pair(id) for id in gold), *texts(3)], gold)
+    labeling.run_once()
+    camera = Camera()
+    again = make(clips=camera)
+    again.run_once()
+    assert ids(again.assign("anna", 1)) == ["q0"]
+    camera.develop()
+    again.run_once()
+    for who in ("anna", "bert"):
+        assert set(ids(again.assign(who, 9))) & set(gold)
+    assert again.assign("carl", 1)[0].id in gold
+
+
 def test_some_are_asked_again_after_others_with_their_sides_reversed(make):
     labeling = make(repeats=1.0)
     labeling.submit(texts(AFTER + 2))

@@ -257,6 +257,20 @@ def test_gold_is_in_the_event_and_not_in_the_lease(queue):
     assert queue.events()[0][0].gold == [1, 0]
 
 
+def test_a_kept_question_is_lent_once_it_is_there(queue):
+    assert queue.lend("g", "anna") == "absent"
+    queue.submit([Question("g", "comparison", gold=[1, 0], kept=True)])
+    assert [queue.lend("g", "anna") for _ in range(2)] == ["lent", "had"]
+    assert queue.answer("g", "anna", {})[0] == "accepted"
+    assert queue.lend("g", "anna") == "had"
+    for who in ("bert", "carl", "dora"):
+        queue.lend("g", who)
+        queue.give_back("g", who, broken="the clip does not play")
+    assert queue.lend("g", "emma") == "absent"
+    queue.requeue("g")
+    assert queue.lend("g", "emma") == "lent"
+
+
 def test_an_unknown_question_is_said(queue):
     assert queue.answer("nothing", "anna", {}) == ("unknown", "")
 

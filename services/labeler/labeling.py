@@ -390,8 +390,9 @@ class Labeling:
         for start in range(0, len(ids), BLOCK):
             self._push_missing(ids[start : start + BLOCK])
         self._buried = {id for id in dead if id in self.queries}
-        for id in ids:
-            if self.queries.place(id).gold:
+        gold = [id for id in ids if self.queries.place(id).gold]
+        for id, state in self.queue.states(gold).items():
+            if state in ("kept", "dead"):  # the others once they are handed over
                 self._mixing.add_gold(id, self.queries.place(id).kind)
         self._recovered = True
 
@@ -576,9 +577,9 @@ class Labeling:
             self._mixing.undone(annotator, first)
         for id in self._mixing.gold_for(annotator, kinds):
             lent = self.queue.lend(id, annotator)
-            if lent != "refused":
+            if lent in ("lent", "had"):
                 self._mixing.had(annotator, id)
-            if lent != "had":
+            if lent in ("lent", "refused"):
                 break
 
     def _with_body(self, question: str) -> Known | None:

@@ -200,13 +200,13 @@ local function submit(keys, args)
   return 1
 end
 
--- ID WHO TTL_MS -> "lent": a kept question is leased to this one. "had": not again, or it is not kept. "refused":
--- in a pause, or WHO is banned
+-- ID WHO TTL_MS -> "lent": a kept question is leased to this one. "had": not again. "absent": it is not kept, or
+-- not yet. "refused": in a pause, or WHO is banned
 local function lend(keys, args)
   local p, id, who, now = keys[1], args[1], args[2], now_ms()
   if redis.call('EXISTS', p .. ':paused') == 1 then return 'refused' end
   if is_banned(p, who) then return 'refused' end
-  if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'had' end
+  if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'absent' end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 'had' end
   take_lease(p, id, who, now, now + tonumber(args[3]))
   return 'lent'

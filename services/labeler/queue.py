@@ -170,10 +170,11 @@ class Queue:
             raise
         return [_lease(*entry) for entry in taken]
 
-    def lend(self, question: str, annotator: str) -> Literal["lent", "had", "refused"]:
+    def lend(self, question: str, annotator: str) -> Literal["lent", "had", "absent", "refused"]:
         """Lease a kept question to this annotator.
 
-        had: it has or had it already, or it is not kept. refused: in a pause, or the annotator is banned.
+        had: it has or had it already. absent: there is none, for now at least. refused: in a pause, or the
+        annotator is banned.
         """
         return _text(self._call("lend", question, annotator, self._lease_ms))  # type: ignore[return-value]
 
