@@ -583,6 +583,24 @@ def test_a_store_that_is_gone_is_filled_from_disk_and_ledger(make):
     assert len(events) == len({(event.question, event.annotator) for event in events}) == 10
 
 
+def test_a_restored_question_that_cannot_be_filmed_is_tried_once(make):
+    labeling = make()
+    labeling.submit([pair(answers_wanted=2)])
+    labeling.run_once()
+    labeling.clips.develop()
+    labeling.run_once()
+    assert answer_all(labeling, "anna") == ["p0"]
+    labeling.run_once()
+    fresh = make("-fresh")
+    for _ in range(4):
+        fresh.run_once()
+        for _, film in fresh.clips.films:
+            if not film.done():
+                film.set_exception(ValueError("the replay differs"))
+    assert fresh.queue.dead() == {"p0": "the replay differs"}
+    assert len(fresh.clips.films) == 2
+
+
 def test_what_is_on_the_disk_survives_a_torn_end_and_a_full_disk_takes_nothing(tmp_path):
     queries = Queries(tmp_path)
     assert queries.add([*texts(3), *texts(2)], {"q1": [1, 0]}) == ["q0", "q1", "q2"]

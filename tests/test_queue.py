@@ -331,6 +331,25 @@ def test_answers_of_a_ledger_are_put_back_once(store, queue):
     assert again.submit([Question("q0", "comparison"), Question("q1", "comparison")]) == 1
 
 
+def test_a_restored_question_that_cannot_be_asked_is_a_dead_letter_until_it_can(store, queue):
+    ask(queue, wanted=2)
+    queue.lease("anna")
+    queue.answer("q0", "anna", {})
+    again = Queue(store, f"{queue._prefix}-again")
+    again.restore(queue.events()[0], 2)
+    assert again.missing(["q0"]) == ["q0"]
+    assert again.bury("q0", "no clip")
+    assert (again.states(["q0"]), again.dead(), again.missing(["q0"])) == ({"q0": "dead"}, {"q0": "no clip"}, [])
+    assert again.requeue("q0")
+    assert again.withdraw(["q0"]) == 1
+    assert again.missing(["q0"]) == []
+    assert again.requeue("q0")
+    assert again.missing(["q0"]) == ["q0"]
+    ask(again, wanted=2)
+    assert again.lease("anna") == []
+    assert ids(again.lease("bert")) == ["q0"]
+
+
 def test_answers_are_put_back_into_questions_that_were_asked_again(store, queue):
     queue.submit([Question(f"q{i}", "comparison", wanted=2) for i in range(2)])
     for name, asked in (("anna", 2), ("bert", 1)):

@@ -320,22 +320,26 @@ local function give_back(keys, args)
   return 1
 end
 
--- ID WHY -> 1, or 0 where it is there: a dead letter of a question that could not even be asked
+-- ID WHY -> 1, or 0 where it is there: a dead letter of a question that could not even be asked, or not again
 local function bury(keys, args)
   local p, id = keys[1], args[1]
-  if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
-  return redis.call('HSET', p .. ':dead', id, args[2])
+  local state = redis.call('HGET', query_key(p, id), 'state')
+  if state and state ~= 'restored' then return 0 end
+  if state then redis.call('HSET', query_key(p, id), 'state', 'dead') end
+  redis.call('HSET', p .. ':dead', id, args[2])
+  return 1
 end
 
 -- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again; one that never
--- was asked is not known any more, and whoever has it may submit it
+-- was asked is not known any more, or only by its answers, and whoever has it may submit it
 local function requeue(keys, args)
   local p, id = keys[1], args[1]
   local state = redis.call('HGET', query_key(p, id), 'state')
   if not state then return redis.call('HDEL', p .. ':dead', id) end
   if state == 'unasked' then return redis.call('DEL', query_key(p, id)) end
   if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
-  local asked = redis.call('HGET', query_key(p, id), 'asked') or 'open'
+  local got = redis.call('HMGET', query_key(p, id), 'asked', 'body')
+  local asked = got[2] and (got[1] or 'open') or 'restored'
   redis.call('HSET', query_key(p, id), 'state', asked, 'broken', 0)
   redis.call('HDEL', p .. ':dead', id)
   for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
@@ -350,7 +354,7 @@ local function withdraw(keys, args)
   local p, withdrawn = keys[1], 0
   for _, id in ipairs(args) do
     local state = redis.call('HGET', query_key(p, id), 'state')
-    if state == 'open' then
+    if state == 'open' or state == 'restored' then
       redis.call('HSET', query_key(p, id), 'state', 'withdrawn')
       index(p, id)
       withdrawn = withdrawn + 1
