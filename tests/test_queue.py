@@ -370,3 +370,31 @@ def test_a_store_without_our_functions_is_given_them_again(store, queue):
     ):
         store.function_flush()
         assert call() == said
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_answers_that_are_put_back_leave_no_leases_beyond_what_is_wanted(store, queue, wanted):
+    ask(queue, wanted=wanted)
+    queue.lease("anna")
+    queue.answer("q0", "anna", {})
+    again = Queue(store, f"{queue._prefix}-again")
+    ask(again, wanted=wanted)
+    for who in ("bert", "carl")[:wanted]:
+        assert ids(again.lease(who)) == ["q0"]
+    assert again.restore(queue.events()[0]) == 1
+    assert again.counts()["leased"] == wanted - 1
+    said = [again.answer("q0", who, {})[0] for who in ("bert", "carl")]
+    assert sorted(said) == [*["accepted"] * (wanted - 1), *["lost"] * (3 - wanted)]
+    assert len(again.events()[0]) == wanted
+
+
+def test_an_answer_after_a_skip_is_put_back_too(store, queue):
+    again = Queue(store, f"{queue._prefix}-again")
+    for one in (queue, again):
+        ask(one)
+        one.lease("anna")
+        one.give_back("q0", "anna")
+    assert queue.answer("q0", "anna", {})[0] == "accepted"
+    assert again.restore(queue.events()[0]) == 1
+    assert again.states(["q0"]) == {"q0": "done"}
+    assert again.events()[0] == queue.events()[0]

@@ -378,6 +378,18 @@ local function ban(keys, args)
   return 1
 end
 
+-- Nobody holds a question for more answers than are wanted.
+local function drop_surplus(p, id)
+  local wanted, answered, leased = numbers(p, id)
+  for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
+    if answered + leased <= wanted then return end
+    if redis.call('HGET', with_key(p, id), who) == 'lease' then
+      drop_lease(p, id, who)
+      leased = leased - 1
+    end
+  end
+end
+
 -- EVENT ID KIND WHO UNDOES BODY GOLD WANTED AGAIN -> 1, or 0 where it is there: an event of the ledger, put
 -- back. A question that wants more answers is asked again once it is submitted
 local function restore(keys, args)
@@ -395,7 +407,7 @@ local function restore(keys, args)
   end
   if with == 'lease' then
     drop_lease(p, id, who)
-  elseif with then
+  elseif with and string.sub(with, 1, 7) == 'answer:' then
     return 0
   end
   if redis.call('EXISTS', query_key(p, id)) == 0 then
@@ -407,6 +419,7 @@ local function restore(keys, args)
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
     'body', args[6], 'gold', args[7], 'again', args[9])
   settle(p, id, who, event)
+  drop_surplus(p, id)
   count(p, 'answered')
   return 1
 end
