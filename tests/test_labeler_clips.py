@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from actors.clips import Filmer
+from actors.clips import Film, Filmer
 from actors.environments import make_env
 from actors.replay import replay
 from expert_oracle.feedback import Footage
@@ -122,6 +122,26 @@ def test_footage_of_what_had_to_go_has_an_end_too(clips):
     again.film(footage(seed=5, length=8)).result()
     assert len(list(again.folder.iterdir())) == 2
     assert again.path(names[0]) is None
+
+
+class Quick:
+    """Films nothing, at once."""
+
+    def film(self, footage, path, *, size):
+        path.write_bytes(b"v" * 10_000)
+        return Film(3, 20.0, size, size)
+
+    def close(self):
+        pass
+
+
+def test_videos_and_their_footage_have_one_limit(clips, monkeypatch):
+    monkeypatch.setattr("services.labeler.clips.Filmer", Quick)
+    for k in range(9):
+        ours = clips(max_bytes=200_000, max_footage=100_000)  # one finds what the other has left
+        ours.film(Footage(CARTPOLE, k, np.zeros(5, np.int64), 0, np.full((5, 10_000), k, np.uint8))).result()
+        assert sum(path.stat().st_size for path in ours.folder.iterdir()) < 300_000
+    assert (len(list(ours.folder.glob("*.mp4"))), len(list(ours.folder.glob("*.footage")))) == (3, 4)
 
 
 def test_what_somebody_has_removed_is_filmed_again(clips):
