@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import redis
 
+from expert_oracle.feedback import text
 from services.labeler.labeling import KILLED_LIMIT, Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.mixing import AFTER
@@ -133,6 +134,26 @@ def test_sides_are_drawn_for_each_annotator_and_stay(make):
     assert anna == shown("anna")
     assert anna != bert
     assert 8 < sum(order == [1, 0] for order in anna) < 32
+
+
+def test_what_cannot_be_shown_is_given_back_and_others_are_shown(make, monkeypatch):
+    labeling = make()
+    labeling.submit(texts(5))
+    labeling.run_once()
+    view = text.view
+
+    def fails(body, order):
+        if body["texts"][0] == "one 1":
+            raise KeyError("width")
+        return view(body, order)
+
+    monkeypatch.setattr(text, "view", fails)
+    assert ids(labeling.assign("anna", 2)) == ["q0", "q2"]
+    assert ids(labeling.assign("anna", 2)) == ["q0", "q2"]
+    assert ids(labeling.assign("bert", 1)) == ["q3"]
+    assert labeling.queue.dead() == {}
+    assert ids(labeling.assign("carl", 1)) == ["q4"]
+    assert labeling.queue.dead() == {"q1": "KeyError: 'width'"}
 
 
 def test_what_is_wrong_is_named_and_nothing_is_asked(make):

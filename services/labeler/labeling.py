@@ -36,7 +36,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
-from services.labeler.queue import Event, Known, Outcome, Question, Queue, Undoing, event_key
+from services.labeler.queue import Event, Known, Lease, Outcome, Question, Queue, Undoing, event_key
 from tutelage.errors import Killed, NoRoom, ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
@@ -218,20 +218,29 @@ class Labeling:
         Raises Banned.
         """
         self._mix_in(annotator, kinds)
-        assignments = []
-        leases = self.queue.lease(annotator, n=n, kinds=kinds)
+        while True:
+            leases = self.queue.lease(annotator, n=n, kinds=kinds)
+            assignments = [self._assignment(lease, annotator) for lease in leases]
+            if None not in assignments:  # else others take the place of what cannot be shown
+                break
         if not kinds or self._filmed_kinds & set(kinds):
             self._short = max(self._short, n - len(leases))
-        for lease in leases:
+        return [assignment for assignment in assignments if assignment is not None]
+
+    def _assignment(self, lease: Lease, annotator: str) -> Assignment | None:
+        """As this annotator is shown it. What its kind cannot show is given back, as broken."""
+        try:
             kind = feedback.kind(lease.kind)
-            self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
-            self._remember(self._began, (lease.id, annotator), lease.began_at)
-            view = kind.view(
-                lease.body, self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
-            )
-            query = lease.again or lease.id
-            assignments.append(Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query))
-        return assignments
+            order = self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
+            view = kind.view(lease.body, order)
+        except Exception as error:
+            LOG.exception("question %s cannot be shown", lease.id)
+            self.queue.give_back(lease.id, annotator, broken=f"{type(error).__name__}: {error}")
+            return None
+        self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
+        self._remember(self._began, (lease.id, annotator), lease.began_at)
+        query = lease.again or lease.id
+        return Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query)
 
     def answer(
         self,
