@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -678,3 +679,23 @@ def test_the_work_goes_on_behind_and_waits_for_a_store_that_is_away(make, server
     labeling.stop()
     assert {answer.query_id for _, answer in heard} == {f"q{i}" for i in range(5)}
     assert len(list(labeling.ledger)) == 5
+
+
+def test_it_stops_in_peace_where_the_disk_is_full(make):
+    labeling = make()
+    labeling.submit(texts(1))
+    labeling.run_once()
+    answer_all(labeling, "anna")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        labeling.start()
+        deadline = time.monotonic() + 20
+        while not labeling.fault and time.monotonic() < deadline:
+            time.sleep(0.01)
+        labeling.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "answers.jsonl cannot be written: File too large" in labeling.fault
+    labeling.ledger.follow(labeling.queue)
+    assert len(labeling.ledger.answers()) == 1
