@@ -359,15 +359,20 @@ def test_gold_is_asked_of_everybody_and_given_to_no_learner(make):
     labeling.submit([*texts(3, answers_wanted=2), Query("g", "text", ["a", "b"])], gold={"g": [1, 0]})
     labeling.run_once()
     assert labeling.queue.counts()["open"] == 3
+    assert ids(labeling.assign("anna", 1)) == ["g"]
+    labeling.answer("g", "anna", [0, 1], started_at=0.0)
+    assert labeling.undo("g", "anna") == "undone"
     for who in ("anna", "bert"):
         assert sorted(answer_all(labeling, who)) == ["g", "q0", "q1", "q2"]
     labeling.run_once()
     heard = [answer.query_id for _, answer in labeling.answers()[0]]
     assert sorted(heard) == sorted(["q0", "q1", "q2"] * 2)
     gold = [event for event in labeling.ledger if event.gold is not None]
-    assert [(event.question, event.annotator, event.gold) for event in gold] == [
-        ("g", "anna", [1, 0]),
-        ("g", "bert", [1, 0]),
+    assert [(event.question, event.annotator, event.type, event.gold) for event in gold] == [
+        ("g", "anna", "answer", [1, 0]),
+        ("g", "anna", "undo", [1, 0]),
+        ("g", "anna", "answer", [1, 0]),
+        ("g", "bert", "answer", [1, 0]),
     ]
     with pytest.raises(ValueError, match=r"gold, h: value"):
         labeling.submit([Query("h", "text", ["a", "b"])], gold={"h": "left"})

@@ -249,12 +249,17 @@ def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):
     assert queue.lease("anna") == []
 
 
-def test_gold_is_in_the_event_and_not_in_the_lease(queue):
+def test_gold_is_in_the_events_and_not_in_the_lease(store, queue):
     queue.submit([Question("q0", "comparison", {"pair": 1}, gold=[1, 0])])
     (lease,) = queue.lease("anna")
     assert "gold" not in str(lease)
     queue.answer("q0", "anna", {})
-    assert queue.events()[0][0].gold == [1, 0]
+    queue.undo("q0", "anna")
+    events = queue.events()[0]
+    assert [(event.type, event.gold) for event in events] == [("answer", [1, 0]), ("undo", [1, 0])]
+    again = Queue(store, f"{queue._prefix}-again")
+    assert again.restore(events) == 2
+    assert again.events()[0] == events
 
 
 def test_a_kept_question_is_lent_once_it_is_there(queue):

@@ -292,11 +292,11 @@ local function undo(keys, args)
   local p, id, who = keys[1], args[1], args[2]
   local with = redis.call('HGET', with_key(p, id), who)
   if not with or string.sub(with, 1, 7) ~= 'answer:' then return {'unknown', ''} end
-  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body', 'again')
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body', 'again', 'gold')
   if not got[3] or is_banned(p, who) then return {'late', ''} end
   local event = string.sub(with, 8)
   redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event,
-    'again', got[4] or '')
+    'gold', got[5], 'again', got[4] or '')
   unsettle(p, id)
   local now = now_ms()
   take_lease(p, id, who, now, now + tonumber(args[3]))
@@ -398,7 +398,7 @@ local function restore(keys, args)
   if undoes ~= '' then
     if with ~= 'answer:' .. undoes then return 0 end
     redis.call('XADD', p .. ':answers', event, 'type', 'undo', 'id', id, 'kind', args[3], 'who', who, 'undoes', undoes,
-      'again', args[9])
+      'gold', args[7], 'again', args[9])
     unsettle(p, id)
     redis.call('HDEL', with_key(p, id), who)
     index(p, id)
