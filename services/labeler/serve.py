@@ -197,14 +197,17 @@ def _listen(settings: Settings) -> socket.socket:
 
 def _store(settings: Settings, stack: contextlib.ExitStack) -> tuple[Embedded | None, redis.Redis]:
     if settings.store:
-        try:
-            return None, redis.Redis.from_url(
-                settings.store, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S
-            )
-        except ValueError as error:
-            raise ConfigError(f"--store: {settings.store}: {error}") from None
+        return None, client_of(settings.store)
     server = stack.enter_context(Embedded(settings.folder / "store"))
     return server, server.client()
+
+
+def client_of(url: str) -> redis.Redis:
+    """Of a store of somebody else's. Raises ConfigError for what is no URL."""
+    try:
+        return redis.Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S)
+    except ValueError as error:
+        raise ConfigError(f"--store: {url}: {error}") from None
 
 
 async def _watch(server: Embedded | None, over: asyncio.Event) -> None:
