@@ -198,9 +198,9 @@ def doctor(
     """Check this machine: versions, environments, video, disk; each failing line says what to do."""
     from services.doctor import doctor as examine
 
-    if (repair or store) and labeler is None:
+    if labeler is None and (repair or store):
         raise typer.BadParameter("give the labeler's folder: --labeler DIR")
-    if repair:
+    if labeler is not None and repair:
         from services.labeler.repair import repair as mend
 
         for line in mend(labeler, store):

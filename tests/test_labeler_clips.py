@@ -247,7 +247,9 @@ def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
     ours = clips()
     fatal = ours.film(footage(recipe=EnvRecipe(NIGHT, {"draws": "death"})))
     after = ours.film(footage())
-    with pytest.raises(Killed, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"):
+    with pytest.raises(
+        Killed, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"
+    ):
         fatal.result()
     assert after.result()["frames"] == 9
     assert {path.suffix for path in ours.folder.iterdir()} == {".mp4", ".footage"}

@@ -159,6 +159,43 @@ def test_many_queries_at_once_with_gold(labeling):
         client.close()
 
 
+def test_some_questions_are_for_some_and_not_for_others(labeling):
+    with running(labeling, TOKENS.get) as service:
+        client, anna = (LabelerClient(service.address, token=token) for token in ("t", "a"))
+        client.submit(texts(3), only={"q0": ["bert", "carl"]}, never={"q1": ["anna", "bert"], "q0": ["carl"]})
+        assert eventually(lambda: labeling.queue.counts()["open"] == 3)
+        assert [one.id for one in anna.lease(n=9)] == ["q2"]
+        assert anna.answer("q0", [1, 0])[0] == anna.answer("q1", [1, 0])[0] == "lost"
+        assert [one.id for one in client.lease("bert", n=9)] == ["q0"]
+        assert [one.id for one in client.lease("carl", n=9)] == ["q1"]
+        for one in (client, anna):
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"only": {"q9": ["anna"]}}, r"only: 'q9' is none of the queries"),
+        ({"never": {"q9": ["anna"]}}, r"never: 'q9' is none of the queries"),
+        ({"only": {"q0": []}}, r"only: nobody is named for 'q0'"),
+        ({"only": {"q0": "anna"}}, r"'q0' has a text, expected a list of names"),
+        ({"never": {"q0": ["an\nna"]}}, r"never, q0: 'an\\nna' is not a name"),
+        (
+            {"only": {"q0": ["anna", "bert"]}, "never": {"q0": ["bert"]}},
+            r"'q0' wants 2 answers.*; 1 are left",
+        ),
+        ({"only": {"q0": ["anna", "bert"]}, "gold": {"q0": [1, 0]}}, r"gold: 'q0' is asked of everybody"),
+    ],
+)
+def test_nobody_is_named_in_vain(labeling, settings, words):
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        with pytest.raises(ServiceError, match=words):
+            client.submit(texts(1, answers_wanted=2), **settings)
+        assert labeling.waiting() == len(labeling.queries) == 0
+        client.close()
+
+
 def test_waiting_goes_on_while_the_service_is_away(labeling):
     service = Service(labeling)
     service.start()

@@ -589,6 +589,17 @@ def test_after_a_restart_what_was_not_asked_is(make, server):
     assert again.query("q4").options == ["one 4", "two 4"]
 
 
+def test_who_is_asked_is_known_after_a_restart_and_in_another_store(make):
+    labeling = make(overlap=1.0)
+    labeling.submit(texts(3), only={"q0": ["anna"]}, never={"q1": ["anna"]})
+    for again in (labeling, make("-fresh", overlap=1.0)):
+        again.run_once()
+        assert ids(again.assign("anna", 9)) == ["q0", "q2"]
+        assert ids(again.assign("bert", 9)) == ["q1", "q2"]
+    assert again.answer("q0", "anna", [1, 0], started_at=0.0)[0] == "accepted"
+    assert again.queue.states(["q0"]) == {"q0": "done"}  # nobody else could give a second answer
+
+
 def test_a_store_that_is_gone_is_filled_from_disk_and_ledger(make):
     labeling = make(gold=1.0)
     gold = {"g0": [1, 0], "g1": [0, 1]}

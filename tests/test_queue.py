@@ -344,7 +344,11 @@ def test_a_restored_question_that_cannot_be_asked_is_a_dead_letter_until_it_can(
     again.restore(queue.events()[0], 2)
     assert again.missing(["q0"]) == ["q0"]
     assert again.bury("q0", "no clip")
-    assert (again.states(["q0"]), again.dead(), again.missing(["q0"])) == ({"q0": "dead"}, {"q0": "no clip"}, [])
+    assert (again.states(["q0"]), again.dead(), again.missing(["q0"])) == (
+        {"q0": "dead"},
+        {"q0": "no clip"},
+        [],
+    )
     assert again.requeue("q0")
     assert again.withdraw(["q0"]) == 1
     assert again.missing(["q0"]) == []

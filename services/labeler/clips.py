@@ -46,8 +46,8 @@ class Clips:
     """Thread-safe. One labeler's, in a folder of its own.
 
     workers: rendering processes, each made when it is first needed; default: one for two cores
-    max_bytes: of videos that are kept, with their footage; the least recently wanted go first, and none within
-        `grace_s` of that, in which it may be on its way to somebody
+    max_bytes: of videos that are kept, with their footage; the least recently wanted go first, and none
+        within `grace_s` of that, in which it may be on its way to somebody
     max_footage: bytes of footage whose videos had to go; what goes then is not filmed again by its name
     """
 

@@ -36,7 +36,17 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
-from services.labeler.queue import Event, Known, Lease, Outcome, Question, Queue, Undoing, event_key
+from services.labeler.queue import (
+    Event,
+    Known,
+    Lease,
+    Outcome,
+    Question,
+    Queue,
+    Undoing,
+    check_name,
+    event_key,
+)
 from tutelage.errors import Killed, NoRoom, ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
@@ -130,17 +140,31 @@ class Labeling:
 
     # For those who ask
 
-    def submit(self, queries: Sequence[Query], gold: Mapping[str, Any] = {}) -> list[str]:
+    def submit(
+        self,
+        queries: Sequence[Query],
+        gold: Mapping[str, Any] = {},
+        *,
+        only: Mapping[str, Sequence[str]] = {},
+        never: Mapping[str, Sequence[str]] = {},
+    ) -> list[str]:
         """Ask; returns the ids in order. A query whose id is known is left as it is.
 
         gold: by id, the known answer in the JSON form of its kind. Such a question is asked now and then of
-        every annotator, and not learned from. Raises ValueError, naming the field, for what cannot be asked;
-        then none is. Raises ServiceError where the disk does not take them.
+        every annotator, and not learned from.
+        only, never: by id, the annotators who alone are asked, and those who are not.
+
+        Raises ValueError, naming the field, for what cannot be asked; then none is. Raises ServiceError where
+        the disk does not take them.
         """
         for query in queries:
             _check(query)
-        if unknown := sorted(set(gold) - {query.id for query in queries}):
-            raise ValueError(f"gold: {unknown[0]!r} is none of the queries")
+            _check_names(query, only.get(query.id), never.get(query.id))
+        for field, by_id in {"gold": gold, "only": only, "never": never}.items():
+            if unknown := sorted(set(by_id) - {query.id for query in queries}):
+                raise ValueError(f"{field}: {unknown[0]!r} is none of the queries")
+        if targeted := sorted(set(gold) & {*only, *never}):
+            raise ValueError(f"gold: {targeted[0]!r} is asked of everybody; it takes neither only nor never")
         at_once = {}
         for query in queries:
             kind = feedback.kind(query.kind)
@@ -148,7 +172,7 @@ class Labeling:
                 at_once[query.id] = body = kind.body(query, [])
                 if query.id in gold:
                     _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
-        added = set(self.queries.add(queries, gold))
+        added = set(self.queries.add(queries, gold, only, never))
         with self._lock:
             for id in added:
                 self._push(id)
@@ -392,7 +416,7 @@ class Labeling:
             )
 
     def _recover(self) -> None:
-        """After a start or a loss: what the store has lost comes back from the ledger, the rest from the disk."""
+        """After a start or a loss: answers come back from the ledger, the rest from the disk."""
         self.restore()
         ids = list(self.queries)
         dead = self.queue.dead()
@@ -482,7 +506,7 @@ class Labeling:
                     film.add_done_callback(lambda _: self._wake.set())
 
     def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
-        """Those whose clips are there; what cannot be filmed becomes a dead letter, or waits if that may pass."""
+        """Those whose clips are there; what cannot be filmed is a dead letter, or waits if that may pass."""
         with self._lock:
             over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
         for id in over:
@@ -511,7 +535,10 @@ class Labeling:
         body = feedback.kind(query.kind).body(query, clips)
         known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
         wanted, kept = self._wanted(query), known is not None
-        return Question(query.id, query.kind, body, query.priority, wanted, gold=known, kept=kept)
+        only, never = self.queries.meant_for(query.id)
+        return Question(
+            query.id, query.kind, body, query.priority, wanted, only, never, gold=known, kept=kept
+        )
 
     @contextlib.contextmanager
     def _burying(self, id: str) -> Iterator[None]:
@@ -559,6 +586,8 @@ class Labeling:
         if query.id in self.queries and self.queries.place(query.id).gold:
             return 2**31
         more = query.answers_wanted == 1 and self._share("overlap", query.id) < self.overlap
+        if more and query.id in self.queries and self.queries.meant_for(query.id)[0]:
+            return 1
         return query.answers_wanted + more
 
     def _order(self, question: str, annotator: str, sides: int, again: str = "") -> list[int]:
@@ -643,6 +672,18 @@ def _check(query: Query) -> None:
         raise ValueError(f"query {query.id}: answers_wanted={query.answers_wanted} is not 1 or more")
     if not np.isfinite(query.priority):
         raise ValueError(f"query {query.id}: priority={query.priority} is not a number")
+
+
+def _check_names(query: Query, only: Sequence[str] | None, never: Sequence[str] | None) -> None:
+    for field, names in (("only", only), ("never", never)):
+        if names is not None and not names:
+            raise ValueError(f"{field}: nobody is named for {query.id!r}")
+        for name in names or ():
+            check_name(f"{field}, {query.id}", name)
+    if only and (left := len(set(only) - set(never or ()))) < query.answers_wanted:
+        raise ValueError(
+            f"only: {query.id!r} wants {query.answers_wanted} answers, of as many annotators; {left} are left"
+        )
 
 
 def _named(what: str, check: Callable[[], Array]) -> None:

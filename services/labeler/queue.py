@@ -161,7 +161,7 @@ class Queue:
 
         Raises Banned.
         """
-        _check_name("annotator", annotator)
+        check_name("annotator", annotator)
         try:
             taken = self._call("lease", annotator, self._lease_ms, n, *kinds)
         except redis.ResponseError as error:
@@ -337,7 +337,7 @@ def event_key(id: str) -> tuple[int, ...]:
 def _arguments(question: Question) -> Iterator[Any]:
     body = _json(question.body)
     for what, name in (("id", question.id), ("kind", question.kind)):
-        _check_name(what, name)
+        check_name(what, name)
     if len(body) > MAX_BODY:
         raise ValueError(f"question {question.id}: a body of {len(body):,} bytes; at most {MAX_BODY:,}")
     if question.wanted < 1:
@@ -349,9 +349,9 @@ def _arguments(question: Question) -> Iterator[Any]:
     yield question.again
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
     if not name or len(name) > 200 or not name.isprintable():
-        raise ValueError(f"{what}: {name!r} is not a name of 1 to 200 printable characters")
+        raise ValueError(f"{what}: {name[:200]!r} is not a name of 1 to 200 printable characters")
 
 
 def _names(names: Sequence[str]) -> str:

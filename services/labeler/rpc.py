@@ -88,7 +88,10 @@ class Calls:
     def Submit(self, request: pb.SubmitRequest, caller: Caller) -> pb.SubmitReply:
         gold = {id: _json(known, f"gold, {id}") for id, known in request.gold.items()}
         queries = [query_of(query) for query in request.queries]
-        return pb.SubmitReply(ids=self.labeling.submit(queries, gold))
+        only, never = (
+            {id: list(names.names) for id, names in by_id.items()} for by_id in (request.only, request.never)
+        )
+        return pb.SubmitReply(ids=self.labeling.submit(queries, gold, only=only, never=never))
 
     def Lease(self, request: pb.LeaseRequest, caller: Caller) -> pb.LeaseReply:
         annotator, n = caller.annotator(request.annotator), min(request.n or 1, MAX_LEASED)
