@@ -1,6 +1,6 @@
 // An episode that a person plays, or takes over: pictures come, actions go, over one websocket.
 //
-//   from the service   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "ended", "step": n}
+//   from the service   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "keeping" | "ended", ...}
 //   to the service     {"action": value or null}, {"take_over": true | false}, {"restart": true}, {"end": true}
 
 import { useEffect, useRef, useState } from "preact/hooks";
@@ -151,6 +151,7 @@ const WORDS = {
   connecting: "Connecting …",
   ready: "Press a key to begin.",
   playing: "You play.",
+  keeping: "It is being kept; the service is not quite there …",
   ended: "The episode has ended.",
   closed: "It was broken off.",
 };
