@@ -403,6 +403,23 @@ def test_who_may_not_does_not(labeler):
     assert not stages()
 
 
+def test_who_is_revoked_plays_and_watches_no_longer(labeler, monkeypatch):
+    monkeypatch.setattr(live, "BEAT_S", 0.05)
+    asked(labeler, Query("d0", "demonstration", [], {"env": "MountainCar-v0", "max_steps": 10_000}))
+    anna = leased(labeler)
+    token = labeler.access.token("annotator", "robot")
+    robot = Page(labeler.url, headers={"Authorization": f"Bearer {token}"})
+    for who, somebody, path, first in (
+        ("anna", anna, "/api/play/d0", "ready"),
+        ("robot", robot, "/api/live", "policy"),
+    ):
+        with socket(somebody, path) as open_one:
+            open_one.until(first)
+            labeler.access.revoke(who)
+            assert open_one.closed() == (1008, "your access has ended; ask who runs this labeler")
+    assert stored(labeler) == {}
+
+
 def test_a_machine_plays_with_its_token(labeler):
     asked(labeler, demonstration(max_steps=3))
     token = labeler.access.token("annotator", "robot")

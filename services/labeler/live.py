@@ -27,8 +27,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from services.labeler.access import Limiter, Person, Refused
 from services.labeler.corrections import FOLDER
-from services.labeler.gate import Service, let_in, session_of
+from services.labeler.gate import Service, let_in
 from services.labeler.labeling import PLAYED
+from services.labeler.people import may_stay
 from services.labeler.stage import Stage
 from tutelage.errors import ServiceError
 
@@ -75,6 +76,7 @@ async def _play(websocket: WebSocket, labeler: Service, person: Person, question
         raise Over(f"question: a {known.kind if known else 'lost one'} is not played")
 
     async def still_there() -> None:
+        await _check_stay(websocket, labeler, person)
         if question not in await labeler.do(labeler.labeling.beat, person.name, [question]):
             raise Over("the question is no longer yours: it went to somebody else")
 
@@ -97,6 +99,7 @@ async def _keep(
     more = {"steps": steps, "ended": said["ended"], "versions": said["versions"]}
     while True:
         try:
+            await _check_stay(websocket, labeler, person)
             outcome, event = await labeler.do(
                 labeler.labeling.answer,
                 question,
@@ -135,11 +138,9 @@ async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
         "folder": str(folder.resolve()),
         "annotator": person.name,
     }
-    session = session_of(websocket)
 
     async def still_there() -> None:
-        if not person.machine and await labeler.do(labeler.access.person, session) is None:
-            raise Over("you are signed out")
+        await _check_stay(websocket, labeler, person)
 
     labeler.access.audit.note("watched live", by=person.name)
     async with labeler.stages.open(person.name, {"live": about}) as stage:
@@ -165,6 +166,11 @@ async def _meet(websocket: WebSocket, perform: Callable[[Service, Person], Await
         await perform(labeler, person)
     except Exception as error:
         await _part(websocket, error)
+
+
+async def _check_stay(websocket: WebSocket, labeler: Service, person: Person) -> None:
+    if not await may_stay(person, websocket, labeler):
+        raise Over("your access has ended; ask who runs this labeler")
 
 
 async def _part(websocket: WebSocket, error: BaseException | None) -> None:
