@@ -14,6 +14,7 @@ import { Questions } from "./questions.js";
 const AWAY_MS = 5 * 60 * 1000; // without a key or a touch: the questions go to others
 const WARNED_MS = 30 * 1000; // before that
 const REMEMBERED = 20; // answers that can be taken back from here
+const TAKEN = ["accepted", "duplicate"]; // what becomes of an answer that counts, or of one sent again
 
 export function Labelling({ me, signedOut }) {
   const [, refresh] = useReducer((n) => n + 1, 0);
@@ -39,19 +40,24 @@ export function Labelling({ me, signedOut }) {
       setNotice(`That answer can no longer be taken back${why}.`);
       questions.drop([question]);
     };
+    const isOpen = (question) => {
+      given.current = given.current.filter((one) => one.id !== question);
+      questions.release(question);
+    };
     const outbox = new Outbox(`${me.labeler}:${me.annotator}`, {
       changed: refresh,
       delivered: ({ question, undo }, now) => {
         if (undo && now.late) cannotTakeBack(question, "");
         if (undo) return;
         setState((old) => ({ ...old, answered: Math.max(old.answered, now.answered) }));
-        if (now.outcome === "lost") setNotice("That answer came too late: others had answered meanwhile.");
+        if (TAKEN.includes(now.outcome)) return;
+        setNotice("That answer came too late: the question had gone to somebody else.");
+        isOpen(question);
       },
       refused: ({ question, undo }, error) => {
         if (undo) return cannotTakeBack(question, `: ${error.message}`);
         setNotice(`An answer was not taken: ${error.message}`);
-        given.current = given.current.filter((one) => one.id !== question);
-        questions.release(question);
+        isOpen(question);
       },
       signedOut,
       elsewhere: (ids) => questions.drop(ids),
