@@ -120,10 +120,13 @@ export function Labelling({ me, signedOut }) {
     if (first && !wasGuided(first.kind)) setGuide(first);
   }, [first?.kind]);
 
-  const answered = (answer) => {
+  const next = () => {
     given.current = [...given.current.slice(1 - REMEMBERED), first];
-    outbox.add(answer);
     questions.next();
+  };
+  const answered = (answer) => {
+    outbox.add(answer);
+    next();
   };
   const undo = () => {
     const last = given.current.pop();
@@ -170,9 +173,9 @@ export function Labelling({ me, signedOut }) {
             key={question.id}
             question={question}
             shown={n === 0}
-            active={n === 0 && canAct}
+            active={n === 0 && canAct && !(isPlayed(question) && outbox.questions.includes(question.id))}
             said={answered}
-            skipped={() => questions.next()}
+            played={next}
             broken={(why) => questions.giveBack(why)}
           />
         ))}
@@ -195,6 +198,9 @@ export function Labelling({ me, signedOut }) {
     </>
   );
 }
+
+/** The service plays along, once it has been told what was taken back. */
+const isPlayed = (question) => question.view.control.type === "play";
 
 function Empty({ state, fault }) {
   if (fault)

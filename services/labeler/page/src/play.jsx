@@ -156,14 +156,14 @@ const WORDS = {
   closed: "It was broken off.",
 };
 
-export function Play({ control, id, shown, answer, skipAnswer }) {
+export function Play({ control, id, shown, played }) {
   const [over, setOver] = useState(false);
   const { picture, state, send, again } = useStream(`${control.socket}${encodeURIComponent(id)}`, shown && !over);
   const actions = useActions(control, shown && !over, send);
   useEffect(() => {
     if (state.state !== "ended" || !state.kept || over) return;
     setOver(true);
-    skipAnswer(); // the service has stored what was played
+    played();
   }, [state]);
   const restart = () => (state.state === "closed" ? again() : send({ restart: true }));
   useKeys({ Enter: () => send({ end: true }), r: restart }, shown && !over);
