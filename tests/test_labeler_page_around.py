@@ -587,14 +587,28 @@ def test_a_button_that_was_clicked_does_not_keep_the_keys(comes, ask):
     assert person.answer(RIGHT) == first
 
 
-def test_long_texts_are_reached_by_keys(comes, ask):
+def test_long_texts_are_reached_by_keys(comes, ask, running):
     long = "\n\n".join(f"Paragraph {n} of many." for n in range(80))
-    ask([Query("q", "text", [long, "short"], {"prompt": long})])
+    (id,) = ask([Query("q", "text", [long, "short"], {"prompt": long})])
     person = comes()
     person.shown()
     assert axe(person.page) == []
+    panels = person.page.locator(f"{SHOWN} article")
+    panel = panels.filter(has_text="Paragraph 7 ")
+    panel.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowUp"):
+        before = panel.evaluate("panel => panel.scrollTop")
+        person.page.keyboard.press(key)
+        moved = "([panel, before]) => panel.scrollTop !== before"
+        person.page.wait_for_function(moved, arg=[panel.element_handle(), before])
+    assert person.shown() == id  # nothing was said
     person.page.set_viewport_size(PHONE)
     assert sideways(person.page) == []
+    panels.filter(has_text="short").focus()  # has nothing to scroll
+    person.page.keyboard.press(TIE)
+    person.page.locator(f'[data-question="{id}"]').wait_for(state="detached")
+    person.sent()
+    assert meaning(stored(running)[id]) == TIE
 
 
 # Signing in
