@@ -117,8 +117,8 @@ export function Labelling({ me, signedOut }) {
   }, [!first]);
 
   useEffect(() => {
-    if (first && !wasGuided(first.kind)) setGuide(first);
-  }, [first?.kind]);
+    if (first && !wasGuided(first)) setGuide(first);
+  }, [first?.kind, first?.view.control.type]);
 
   const next = () => {
     given.current = [...given.current.slice(1 - REMEMBERED), first];
@@ -189,7 +189,7 @@ export function Labelling({ me, signedOut }) {
           Still there? Your questions go to others in {minutes(leaves)}.
         </p>
       )}
-      {guide && <Guide kind={guide.kind} screens={guide.view.guide} done={() => setGuide(null)} />}
+      {guide && <Guide question={guide} done={() => setGuide(null)} />}
       {away && (
         <div class="curtain">
           <p>You were away, so your questions went to others. Press any key to go on.</p>
