@@ -20,6 +20,7 @@ import pytest
 from expert_oracle.access import ServerAccess
 from expert_oracle.feedback import Footage
 from services import cli
+from services.labeler.access import Person
 from services.labeler.shield import MAX_REQUEST
 from services.run_directory import RunDirectory
 from tests.labelers import Page, page, served, texts
@@ -349,7 +350,7 @@ def test_invites_are_made_from_the_command_line(running, tmp_path, capsys, monke
     anna = Page(running.url).come_in(link.rpartition("/invite/")[2])
     assert anna.get("/api/me").json()["annotator"] == "cli-anna"
     code, token, _ = command("--folder", folder, "--role", "trainer", "--name", "learner")
-    assert (code, running.access.role_of(token.encode())) == (0, ("learner", "trainer"))
+    assert (code, running.access.machine(token)) == (0, Person("learner", "trainer", machine=True))
     assert command("--folder", folder, "--role", "trainer")[2].startswith("error: --name: '' is not a name")
     code, _, said = command("--folder", str(tmp_path / "none"))
     assert (code, said.startswith(f"error: {tmp_path / 'none'} is no labeler's folder")) == (2, True)
