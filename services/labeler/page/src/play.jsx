@@ -103,7 +103,7 @@ export function useActions(control, on, send) {
     tell();
   };
   const turn = (key) => (held.current.includes(key) ? letGo(key) : hold(key)); // by Enter on its button
-  return { down, hold, letGo, turn, move };
+  return { down, values: values.current, hold, letGo, turn, move };
 }
 
 /** The keys of a control as buttons that can be held, or its sliders. */
@@ -119,9 +119,10 @@ export function Handles({ control, actions }) {
               min={one.low}
               max={one.high}
               step={one.step}
-              defaultValue={one.start}
+              value={actions.values[n]}
               onInput={(event) => actions.move(n, event.currentTarget.valueAsNumber)}
             />
+            <output>{actions.values[n].toFixed(2)}</output>
           </label>
         ))}
       </div>
