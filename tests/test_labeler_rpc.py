@@ -12,6 +12,7 @@ import pytest
 from expert_oracle.human import HumanOracle
 from expert_oracle.human import LabelerClient as WayToPeople
 from services.labeler import rpc
+from services.labeler.access import Access, Audit
 from services.labeler.client import LabelerClient
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
@@ -22,7 +23,7 @@ from tutelage.errors import ConfigError, ServiceError, Unreachable
 from tutelage.protocols import Labeler
 from tutelage.types import Query
 
-TOKENS = {b"t": ("trainer-1", "trainer"), b"o": ("olga", "operator"), b"a": ("anna", "annotator")}
+TOKENS = "t trainer trainer-1\no operator olga\na annotator anna\n"
 
 
 class Service:
@@ -30,8 +31,8 @@ class Service:
 
     over: asyncio.Event
 
-    def __init__(self, labeling, role_of=None):
-        self.labeling, self.role_of, self.address = labeling, role_of, "127.0.0.1:0"
+    def __init__(self, labeling, access=None):
+        self.labeling, self.access, self.address = labeling, access, "127.0.0.1:0"
 
     def start(self):
         up = threading.Event()
@@ -39,7 +40,7 @@ class Service:
 
         async def serve():
             self.over = asyncio.Event()
-            running = await rpc.start(self.labeling, self.address, self.role_of)
+            running = await rpc.start(self.labeling, self.address, self.access)
             self.address = running.address
             up.set()
             await self.over.wait()
@@ -56,8 +57,8 @@ class Service:
 
 
 @contextmanager
-def running(labeling, role_of=None):
-    service = Service(labeling, role_of)
+def running(labeling, access=None):
+    service = Service(labeling, access)
     service.start()
     try:
         yield service
@@ -82,6 +83,19 @@ def labeling(server, tmp_path, request):
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def known_to(server, tmp_path):
+    """Who comes in by TOKENS, as often as that a second."""
+
+    def known_to(requests_per_s=50.0):
+        (tmp_path / "tokens").write_text(TOKENS)
+        given = {"secret": b"s" * 32, "audit": Audit(tmp_path / "audit.jsonl")}
+        limits = {"token_file": str(tmp_path / "tokens"), "requests_per_s": requests_per_s}
+        return Access(server.client(), tmp_path.name, **given, **limits)
+
+    return known_to
 
 
 def eventually(get):
@@ -245,11 +259,12 @@ def test_a_person_behind_it_is_an_expert(labeling):
         client.close()
 
 
-def test_who_may_do_what(labeling):
+def test_who_may_do_what(labeling, known_to):
+    access = known_to()
     labeling.submit([pair("p0")])
     assert eventually(lambda: len(labeling.clips.films) == 2)
     labeling.clips.develop()
-    with running(labeling, TOKENS.get) as service:
+    with running(labeling, access) as service:
         clients = {
             role: LabelerClient(service.address, token=token)
             for token, role in (
@@ -289,6 +304,10 @@ def test_who_may_do_what(labeling):
             clients["annotator"].lease("bert")
         with pytest.raises(ServiceError, match=r"annotator: missing"):
             clients["trainer"].lease()
+        refused = [line for line in access.audit.last() if line["did"] == "refused"]
+        assert ("anna", "Submit is for trainer") in {(line.get("by"), line["why"]) for line in refused}
+        unknown = [line["address"] for line in refused if line["why"] == "a token that is not known"]
+        assert len(unknown) == len(calls)
         labeling.queue.ban("anna")
         with pytest.raises(ServiceError, match="anna is banned"):
             clients["annotator"].lease()
@@ -296,11 +315,24 @@ def test_who_may_do_what(labeling):
             client.close()
 
 
-def test_who_is_revoked_hears_no_more_answers(labeling):
-    known = dict(TOKENS)
-    with running(labeling, known.get) as service:
-        client = LabelerClient(service.address, token="t")
-        revoked = threading.Timer(0.5, known.clear)
+def test_annotators_are_held_up_where_they_ask_too_often_and_trainers_are_not(labeling, known_to):
+    with running(labeling, known_to(requests_per_s=0.1)) as service:
+        trainer, anna = (LabelerClient(service.address, token=token) for token in "ta")
+        for _ in range(20):
+            trainer.submit(texts(1))
+        anna.patience_s = 0.0
+        anna.lease()
+        with pytest.raises(Unreachable, match="too many requests; wait a moment"):
+            anna.lease()
+        for client in (trainer, anna):
+            client.close()
+
+
+def test_who_is_revoked_hears_no_more_answers(labeling, known_to):
+    access = known_to()
+    with running(labeling, access) as service:
+        client = LabelerClient(service.address, token=access.token("trainer", "learner"))
+        revoked = threading.Timer(0.5, access.revoke, ["learner"])
         revoked.start()
         with pytest.raises(ServiceError, match="not known"):
             client.answers(wait_s=60)

@@ -282,8 +282,9 @@ async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> Async
         return
     from services.labeler import rpc
 
-    role_of = access.role_of if settings.access else None
-    running = await rpc.start(labeling, settings.grpc_address, role_of, tls=settings.tls)
+    running = await rpc.start(
+        labeling, settings.grpc_address, access if settings.access else None, tls=settings.tls
+    )
     try:
         yield running.address
     finally:
