@@ -230,9 +230,14 @@ class ClientAccess:
         return grpc.aio.secure_channel(address, credentials, options=[*options, *names])
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        token = self.token or os.environ.get(TOKEN, "")
+        """Raises ConfigError for a token that cannot be sent; it is not shown."""
+        token = self.token.strip() or os.environ.get(TOKEN, "").strip()
         if self.token_file:
-            token = _read(self.token_file, "token_file").decode().strip()
+            token = _first_token(self.token_file)
+        if not all("!" <= character <= "~" for character in token):
+            raise ConfigError(
+                f"{self.token_source()}: a token is one word of visible ASCII (openssl rand -hex 32)"
+            )
         return (("authorization", f"Bearer {token}"),) if token else ()
 
     def token_source(self) -> str:
@@ -281,6 +286,16 @@ class ClientAccess:
         if self.encrypted and ("WRONG_VERSION" in reason or "RECORD_LAYER" in reason):
             return "it does not speak TLS: leave out tls, ca, cert and key"
         return None
+
+
+def _first_token(path: str) -> str:
+    """Of a file as services have it: a token a line, `#` begins a comment."""
+    lines = _read(path, "token_file").decode("ascii", "replace").splitlines()
+    tokens = filter(None, (line.partition("#")[0].strip() for line in lines))
+    token = next(tokens, None)
+    if token is None:
+        raise ConfigError(f"token_file: {path} has no token")
+    return token
 
 
 def _context(ca: str, cert: str, key: str, names: Names = ARGUMENTS) -> ssl.SSLContext:

@@ -20,7 +20,7 @@ import grpc
 
 from expert_oracle.access import TOKEN, ClientAccess
 from tutelage import codec
-from tutelage.errors import OracleError, TutelageError, Unreachable
+from tutelage.errors import OracleError, TutelageError, Unreachable, show_traceback
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
@@ -371,11 +371,18 @@ class Link:
                     await channel.close()
                 await asyncio.sleep(BACKOFF_S[0])
         except TutelageError as error:
-            self.refusal, self._retry_at = str(error), self._loop.time() + REFUSED_S
+            self._refused(str(error))
+        except Exception as error:  # in a task of its own, nobody else would hear of it
+            show_traceback()
+            text = " ".join(str(error).split())
+            self._refused(f"{self.address} cannot be asked: {type(error).__name__}: {text}")
         finally:
             self.task = None
         if self.refusal is not None:
             self._board.refused()
+
+    def _refused(self, why: str) -> None:
+        self.refusal, self._retry_at = why, self._loop.time() + REFUSED_S
 
     async def _reach(self) -> grpc.aio.Channel:
         """A channel to a service that has said who it is. OracleError where trying again is in vain."""

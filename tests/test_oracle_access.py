@@ -196,6 +196,32 @@ def test_a_wrong_token_names_its_source(monkeypatch):
     assert ClientAccess().token_source() == "the environment variable TUTELAGE_TOKEN"
 
 
+def test_a_client_reads_a_token_file_as_the_service_does(pki):
+    with serving(FIRST_TWO, access=ServerAccess(**pki["tokens"])) as address:
+        asked(address, **pki["tokens"])  # a comment, and two tokens
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("sésame".encode(), "one word of visible ASCII"),
+        ("sésame".encode("latin-1"), "one word of visible ASCII"),
+        (b"open sesame", "one word of visible ASCII"),
+        (b"# nothing yet\n", "has no token"),
+    ],
+)
+def test_a_token_that_cannot_be_sent_is_told_at_once_and_not_shown(tmp_path, monkeypatch, token, words):
+    (tmp_path / "mine").write_bytes(token)
+    with serving(FIRST_TWO) as address, pytest.raises(OracleError, match=f"^token_file.*: .*{words}") as info:
+        asked(address, token_file=str(tmp_path / "mine"), connect_timeout_s=600.0)
+    assert "same" not in str(info.value).replace(str(tmp_path), "")
+    with pytest.raises(ConfigError, match="^the argument `token`: a token is"):
+        ClientAccess(token="a\nb").metadata()
+    monkeypatch.setenv("TUTELAGE_TOKEN", "é")
+    with pytest.raises(ConfigError, match="^the environment variable TUTELAGE_TOKEN: a token is"):
+        ClientAccess().metadata()
+
+
 def test_new_tokens_and_certificates_are_taken_without_a_restart(pki, tmp_path):
     tokens, later = tmp_path / "tokens", Authority(tmp_path, "later")
     tokens.write_text("first\n")

@@ -514,6 +514,26 @@ def test_all_refusals_are_told_where_every_address_refuses(tmp_path):
                 np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
 
 
+def test_an_error_that_nobody_expected_is_told_to_who_waits():
+    class Broken(ClientAccess):
+        def metadata(self):
+            raise ValueError("two\nlines")
+
+    async def ask(address):
+        patience = {"deadline_s": 600.0, "connect_timeout_s": 600.0, "reconnect_timeout_s": 600.0}
+        board = Board([address], Broken(), loop=asyncio.get_running_loop(), window=4, **patience)
+        try:
+            await board.ask([request(OBS)])
+        finally:
+            await board.close()
+
+    with (
+        serving(FIRST_TWO) as address,
+        pytest.raises(OracleError, match=f"{address} cannot be asked: ValueError: two lines"),
+    ):
+        shared_loop().run(ask(address))
+
+
 # What comes over the line
 
 
