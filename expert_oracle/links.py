@@ -46,7 +46,7 @@ BUSY_S = (0.05, 2.0)
 DESCRIBE_S = 5.0
 """For one try to reach one of several addresses."""
 REFUSED_S = 30.0
-"""Before an address that refused is tried again, where there are others."""
+"""Before an address that refused is tried again, where others are up."""
 TICK_S = 0.1
 
 
@@ -152,9 +152,10 @@ class Board:
         """Have links at work, those that are not."""
         if self._watching is None:
             self._watching = self._loop.create_task(self._watch())
+        up = self.is_up()
         for link in self._links:
-            link.start()
-        if not self.is_up():
+            link.start(at_once=not up)
+        if not up:
             self.note_down()
 
     def is_up(self) -> bool:
@@ -163,9 +164,6 @@ class Board:
     def is_wanted(self) -> bool:
         """Somebody waits."""
         return bool(self.open or self._hopes)
-
-    def is_alone(self) -> bool:
-        return len(self._links) == 1
 
     def note_down(self) -> None:
         """Somebody waits, and no link is up."""
@@ -276,13 +274,15 @@ class Board:
             self.fail(OracleError("; ".join(filter(None, reasons))))
 
     async def _watch(self) -> None:
-        """Give up on links that are silent, and on everything if nobody comes back."""
+        """Give up on links that are silent, and on everything if nobody comes back; try again what refused."""
         while True:
             await asyncio.sleep(TICK_S)
             now = self._loop.time()
             for link in self._links:
                 if link.silence_s(now) > self._deadline_s:
                     self._hang_up(link)
+                if self.is_wanted():
+                    link.start(at_once=False)
             if self._down_since is None:
                 continue
             if self.is_wanted() and self._down_s + now - self._down_since > self._patience_s():
@@ -338,8 +338,9 @@ class Link:
         self._hung_up = False
         self._retry_at = 0.0
 
-    def start(self) -> None:
-        if self.task is None and (self._board.is_alone() or self._loop.time() >= self._retry_at):
+    def start(self, *, at_once: bool) -> None:
+        """Be at work; `at_once` also where it refused a moment ago."""
+        if self.task is None and (at_once or self._loop.time() >= self._retry_at):
             self.refusal = None
             self.task = self._loop.create_task(self._run())
 
