@@ -109,7 +109,9 @@ class Board:
 
     def ask(self, requests: Sequence[pb.ActRequest]) -> asyncio.Future[list[pb.ActReply]]:
         """The replies, in the order of the requests, which get their ids here."""
+        self._forget_given_up()
         ask = Ask(self._loop.create_future(), [None] * len(requests), len(requests))
+        ask.done.add_done_callback(lambda done: self._forget_given_up() if done.cancelled() else None)
         for place, request in enumerate(requests):
             request.id = next(self._ids)
             question = Unanswered(request, ask, place, request.ByteSize())
@@ -120,6 +122,7 @@ class Board:
         return ask.done
 
     def describe(self) -> asyncio.Future[pb.DescribeReply]:
+        self._forget_given_up()
         hope: asyncio.Future[pb.DescribeReply] = self._loop.create_future()
         if self.description is not None:
             hope.set_result(self.description)
@@ -127,6 +130,18 @@ class Board:
             self._hopes.append(hope)
             self._start()
         return hope
+
+    def _forget_given_up(self) -> None:
+        """Drop what nobody waits for any more, as after Ctrl-C. Where nobody waits at all, the loop may have
+        stood still since, and all clocks begin anew."""
+        given_up = [number for number, question in self.open.items() if question.ask.done.done()]
+        for number in given_up:
+            del self.open[number]
+            for link in self._links:
+                link.open.pop(number, None)
+        self._hopes = [hope for hope in self._hopes if not hope.done()]
+        if not self.is_wanted():
+            self._forget_down()
 
     def close(self) -> asyncio.Future[Any]:
         """Hang up; who waits is told. Who asks meanwhile has links again once these have ended."""

@@ -404,6 +404,43 @@ def test_a_break_while_nobody_waits_costs_no_patience():
             np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
 
 
+def _interrupted(oracle, obs):
+    """Ctrl-C, half a second after the question."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            oracle.act(obs)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_patience_begins_anew_after_an_interruption():
+    address = f"127.0.0.1:{free_port()}"
+    oracle = RemoteOracle([address], connect_timeout_s=1.5)
+    _interrupted(oracle, OBS)
+    time.sleep(1.5)
+    with serving(FIRST_TWO, address=address):
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_question_that_was_interrupted_counts_as_no_silence():
+    expert = Counting()
+    with serving(expert) as address:
+        oracle = RemoteOracle([address], deadline_s=1.5)
+        oracle.act(OBS)
+        expert.go.clear()
+        _interrupted(oracle, OBS)
+        time.sleep(1.5)
+        expert.go.set()
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+        assert not oracle._board().open
+
+
 class Hasty(oracle_pb2_grpc.ExpertOracleServicer):
     """A service that is well until it is asked something."""
 
