@@ -74,6 +74,16 @@ def test_a_spec_is_small_and_picklable():
             {"deadline": 1},
             "unexpected keyword argument 'deadline'; did you mean 'deadline_s'",
         ),
+        ("grpc://localhost:1", {"window": 0}, "window: expected a whole number of at least 1, got 0$"),
+        ("grpc://localhost:1", {"max_rows": 1.5}, "max_rows: expected a whole number of .* got 1.5$"),
+        *(
+            ("grpc://localhost:1", {name: value}, f"{name}: expected more than 0 seconds, got {value!r}$")
+            for name, value in (
+                ("deadline_s", 0),
+                ("connect_timeout_s", float("nan")),
+                ("reconnect_timeout_s", "1m"),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(word, arguments, line):
