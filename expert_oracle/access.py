@@ -10,11 +10,13 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from expert_oracle.certificates import expiry
 from expert_oracle.metrics import Figures, fault
 from tutelage.errors import ConfigError
 
@@ -26,10 +28,7 @@ _SIGNER = "; set ca=PATH of who signed it"
 _NAME = "; set server_name=NAME to one that is in it"
 ADVICE = {18: _SIGNER, 19: _SIGNER, 20: _SIGNER, 21: _SIGNER, 62: _NAME, 64: _NAME}
 """By OpenSSL's code for what is wrong with a certificate: who signed it is unknown, the name is another."""
-HUNG_UP = (
-    "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows; set "
-    "cert=PATH and key=PATH"
-)
+HUNG_UP = "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows"
 
 
 def _read(path: str, what: str) -> bytes:
@@ -254,7 +253,16 @@ class ClientAccess:
         if why == HUNG_UP:  # as a service does that is just being stopped: look again
             await asyncio.sleep(0.5)
             why = await self._probe(address)
-        return why
+        return f"{why}; {self._what_of_mine()}" if why == HUNG_UP else why
+
+    def _what_of_mine(self) -> str:
+        """What may be wrong with the client's certificate."""
+        if not self.cert:
+            return "set cert=PATH and key=PATH"
+        ends = expiry(_read(self.cert, "cert"))
+        if ends is not None and ends < datetime.now(UTC):
+            return f"cert={self.cert} expired on {ends:%Y-%m-%d, %H:%M} UTC"
+        return f"cert={self.cert} is by another" + " or has expired" * (ends is None)
 
     async def _probe(self, address: str) -> str | None:
         host, _, port = address.rpartition(":")
