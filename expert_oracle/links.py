@@ -289,7 +289,7 @@ class Board:
             self.fail(OracleError("; ".join(filter(None, reasons))))
 
     async def _watch(self) -> None:
-        """Give up on links that are silent, and on everything if nobody comes back; try again what refused."""
+        """Give up on links that are silent, and on all if nobody comes back; try again what refused."""
         while True:
             await asyncio.sleep(TICK_S)
             now = self._loop.time()

@@ -130,7 +130,7 @@ REFUSALS = [
     ),
     ("elsewhere", "ca", "its certificate is not trusted: IP address mismatch, certificate is not valid"),
     ("elsewhere", "ca", "; set server_name=NAME to one that is in it"),
-    ("mutual", "ca", "it asks for a client certificate, by an authority it knows; set cert=PATH and key=PATH"),
+    ("mutual", "ca", "a client certificate, by an authority it knows; set cert=PATH and key=PATH"),
     ("mutual", "stranger", "it asks for a client certificate, by an authority it knows; cert=/"),
     ("mutual", "stranger", "other-client.pem is by another"),
     ("mutual", "late", f"ours-late.pem expired on {NOW - DAY:%Y-%m-%d, %H:%M} UTC"),
@@ -219,10 +219,10 @@ def test_a_token_that_cannot_be_sent_is_told_at_once_and_not_shown(tmp_path, mon
     with serving(FIRST_TWO) as address, pytest.raises(OracleError, match=f"^token_file.*: .*{words}") as info:
         asked(address, token_file=str(tmp_path / "mine"), connect_timeout_s=600.0)
     assert "same" not in str(info.value).replace(str(tmp_path), "")
-    with pytest.raises(ConfigError, match="^the argument `token`: a token is"):
+    with pytest.raises(ConfigError, match=r"^the argument `token`: a token is"):
         ClientAccess(token="a\nb").metadata()
     monkeypatch.setenv("TUTELAGE_TOKEN", "é")
-    with pytest.raises(ConfigError, match="^the environment variable TUTELAGE_TOKEN: a token is"):
+    with pytest.raises(ConfigError, match=r"^the environment variable TUTELAGE_TOKEN: a token is"):
         ClientAccess().metadata()
 
 
