@@ -47,6 +47,9 @@ KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert 
     "watching": "expert_oracle.wrappers:Watching",
     "human": "expert_oracle.human:HumanOracle",
 }
+WRAPPERS = ("noisy", "slow", "watching")
+"""Kinds of which the rest is the word of another expert."""
+ENSEMBLE = "expert_oracle.wrappers:Ensemble"
 FILES = ("sb3", "torchscript", "onnx")
 """Kinds of which the rest is a file."""
 PLANNER = "planner:cem"
@@ -114,9 +117,19 @@ class OracleSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def inside(self) -> str:
+        """The word without the wrappers before it."""
+        kind, _, rest = self.oracle.partition(":")
+        return OracleSpec(rest).inside if kind in WRAPPERS else self.oracle
+
+    @property
     def asks_people(self) -> bool:
         """Whether each answer takes somebody's time: then nothing is asked that is not learned from."""
-        return self.oracle.partition(":")[0] == "human"
+        if self.inside != ENSEMBLE:
+            return self.inside.partition(":")[0] == "human"
+        members = self.arguments.get("oracles", ())
+        words = [one if isinstance(one, str) else one.get("oracle", "") for one in members]
+        return any(OracleSpec(word).asks_people for word in words)
 
     def build(self, env: EnvRecipe | None = None) -> Oracle:
         """The expert. ConfigError for a word or an argument that is not known, OracleError where it fails.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from expert_oracle.loading import CheckedOracle, FunctionOracle, OracleSpec, checked
+from expert_oracle.loading import ENSEMBLE, CheckedOracle, FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
 from tutelage.errors import ConfigError, OracleError
@@ -129,6 +129,26 @@ def test_a_planner_looks_ahead_in_the_environment_that_there_is():
         assert OracleSpec(word).build(recipe).describe().env_id == "Pendulum-v1"  # type: ignore[attr-defined]
     other = OracleSpec("planner:cem", {"env": "CartPole-v1"}).build(recipe)
     assert other.describe().env_id == "CartPole-v1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("word", "arguments", "people"),
+    [
+        ("human", {}, True),
+        ("human:mypkg:Client", {}, True),
+        ("slow:human", {}, True),
+        ("noisy:slow:human:mypkg:Client", {}, True),
+        ("watching:human", {}, True),
+        ("noisy:scripted:cartpole", {}, False),
+        ("humans.py:act", {}, False),
+        (ENSEMBLE, {"oracles": ["scripted:cartpole", "slow:human"]}, True),
+        (ENSEMBLE, {"oracles": ["scripted:cartpole", {"oracle": "human"}]}, True),
+        (ENSEMBLE, {"oracles": ["scripted:cartpole"]}, False),
+        (ENSEMBLE, {}, False),
+    ],
+)
+def test_people_are_seen_behind_wrappers(word, arguments, people):
+    assert OracleSpec(word, arguments).asks_people == people
 
 
 def test_an_expert_that_cannot_describe_itself_is_named():
