@@ -16,6 +16,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -71,6 +72,20 @@ def one_line(what: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         where = _line_of_theirs(error) or f"; {DEBUG}=1 shows the traceback"
         raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}{where}") from error
+
+
+PLACE: ContextVar[tuple[int, int]] = ContextVar("PLACE", default=(0, 0))
+"""Of the experts that are being made: the seed of the run, and the number of the rollout actor."""
+
+
+@contextlib.contextmanager
+def made_for(run_seed: int, actor: int) -> Iterator[None]:
+    """Experts that are made within err by other dice than those of other runs and actors."""
+    before = PLACE.set((run_seed % 2**64, actor))
+    try:
+        yield
+    finally:
+        PLACE.reset(before)
 
 
 @contextlib.contextmanager
