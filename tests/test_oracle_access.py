@@ -40,7 +40,7 @@ class Authority:
         self.subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.ca = self._write(name, self._sign(self.subject, self.key.public_key(), True, 1), self.key)[0]
 
-    def issue(self, name, *, days=1, host="127.0.0.1"):
+    def issue(self, name, *, days=1.0, host="127.0.0.1"):
         """The paths of a certificate, that is valid for so many days from now, and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
