@@ -39,7 +39,7 @@ from ray.rllib.utils.metrics import (
 from actors.collect import Collector, CutShort, label, play, with_logp
 from actors.environments import Act, make_env
 from actors.forward import Forward, Judge, actor, forward_of, random_actor
-from expert_oracle.loading import checked
+from expert_oracle.loading import checked, made_for
 from tutelage.errors import ConfigError, TutelageError
 from tutelage.protocols import Oracle
 from tutelage.types import Array, Failure, Rollout, SampleRequest
@@ -200,7 +200,8 @@ class RolloutRunner(EnvRunner, Checkpointable):
             if spec is None:
                 raise ConfigError("an expert is needed and none is given; set expert.oracle")
             envs = self._collector().envs
-            oracle = spec.build(self.config.env_recipe())
+            with made_for(self.config.seed or 0, self.worker_index or 0):
+                oracle = spec.build(self.config.env_recipe())
             self._oracle = checked(oracle, envs.observation_space, envs.action_space, spec.oracle)
         return self._oracle
 

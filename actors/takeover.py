@@ -6,6 +6,7 @@ travel with each request; the methods that train it are in `learner.methods`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -55,22 +56,35 @@ class Thrifty:
     and hands back when the novice would do about the same and is out of risk (Hoque et al., 2021, section 4).
 
     The limits are quantiles that the learner sets. The step in which the expert hands back is still its own.
-    Only what it does is labelled.
+    Only what it does is labelled. Nobody calls while it has attended `budget` of all steps; where more call
+    than are left, the riskiest are heard. Who has it keeps it, so at most the calls under way are too many.
     """
 
     unit: Array | None
+    budget: float  # share of the steps that the expert attends
     watches: bool = False
     _holds: Array | None = field(default=None, repr=False)  # [B] bool, the expert has been called
+    _left: float = field(default=0.0, repr=False)  # steps that it may attend
 
     def __call__(self, turn: Turn) -> Array:
         limits = turn.judge.limits()
         risk = turn.judge.risk(turn.obs, turn.novice)
         held = np.zeros(len(risk), bool) if self._holds is None else self._holds & ~turn.began
-        calls = (turn.judge.doubt(turn.obs) > limits["doubt"]) | (risk > limits["risk"])
+        self._left += self.budget * len(risk) - held.sum()
+        wants = (turn.judge.doubt(turn.obs) > limits["doubt"]) | (risk > limits["risk"])
+        calls = _first(wants & ~held, risk, math.ceil(self._left))
+        self._left -= calls.sum()
         near = difference(turn.novice, turn.ask(held), self.unit) <= limits["difference"]
-        by_expert = held | calls
         self._holds = np.where(held, ~near | (risk > limits["calm"]), calls)
-        return by_expert
+        return held | calls
+
+
+def _first(mask: Array, risk: Array, most: int) -> Array:
+    """Of `mask` [B] the `most` with the greatest risk."""
+    order = np.argsort(np.where(mask, -risk, np.inf), kind="stable")
+    kept = np.zeros(len(mask), bool)
+    kept[order[: max(most, 0)]] = True
+    return kept & mask
 
 
 @dataclass

@@ -37,6 +37,7 @@ class Task:
     env_steps: int
     seconds_a_step: float  # of the environment's own time
     overrides: tuple[str, ...] = ()
+    failure: str = "terminated"  # what ThriftyDAgger takes for one
 
 
 RUNS = Path("runs/variants")
@@ -48,6 +49,7 @@ TASKS: Mapping[str, Task] = {
         4_000,
         0.02,
         ("env_runners.num_envs_per_env_runner=1",),
+        failure="punished",  # it ends where it has landed, too
     ),
 }
 
@@ -74,6 +76,8 @@ def measure(name: str, rule: str, seeds: int, runs: Path) -> Line:
     folder = runs / f"{name}-{'-'.join(''.join(c if c.isalnum() else ' ' for c in rule).split())}"
     expert = f"watching:{task.expert}" if rule == "hg_dagger" else task.expert
     settings = ["stop.expert_labels=null", f"stop.env_steps={task.env_steps}", f"expert.oracle={expert}"]
+    if rule == "thrifty_dagger":
+        settings.append(f"method.failure={task.failure}")
     return line(name, rule, trained(folder, [task.preset, *RULES[rule], *task.overrides, *settings], seeds))
 
 

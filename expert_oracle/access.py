@@ -10,11 +10,13 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from expert_oracle.certificates import expiry
 from expert_oracle.metrics import Figures, fault
 from tutelage.errors import ConfigError
 
@@ -26,10 +28,7 @@ _SIGNER = "; set ca=PATH of who signed it"
 _NAME = "; set server_name=NAME to one that is in it"
 ADVICE = {18: _SIGNER, 19: _SIGNER, 20: _SIGNER, 21: _SIGNER, 62: _NAME, 64: _NAME}
 """By OpenSSL's code for what is wrong with a certificate: who signed it is unknown, the name is another."""
-HUNG_UP = (
-    "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows; set "
-    "cert=PATH and key=PATH"
-)
+HUNG_UP = "it hangs up after the TLS handshake: it asks for a client certificate, by an authority it knows"
 
 
 def _read(path: str, what: str) -> bytes:
@@ -230,9 +229,14 @@ class ClientAccess:
         return grpc.aio.secure_channel(address, credentials, options=[*options, *names])
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        token = self.token or os.environ.get(TOKEN, "")
+        """Raises ConfigError for a token that cannot be sent; it is not shown."""
+        token = self.token.strip() or os.environ.get(TOKEN, "").strip()
         if self.token_file:
-            token = _read(self.token_file, "token_file").decode().strip()
+            token = _first_token(self.token_file)
+        if not all("!" <= character <= "~" for character in token):
+            raise ConfigError(
+                f"{self.token_source()}: a token is one word of visible ASCII (openssl rand -hex 32)"
+            )
         return (("authorization", f"Bearer {token}"),) if token else ()
 
     def token_source(self) -> str:
@@ -249,7 +253,16 @@ class ClientAccess:
         if why == HUNG_UP:  # as a service does that is just being stopped: look again
             await asyncio.sleep(0.5)
             why = await self._probe(address)
-        return why
+        return f"{why}; {self._what_of_mine()}" if why == HUNG_UP else why
+
+    def _what_of_mine(self) -> str:
+        """What may be wrong with the client's certificate."""
+        if not self.cert:
+            return "set cert=PATH and key=PATH"
+        ends = expiry(_read(self.cert, "cert"))
+        if ends is not None and ends < datetime.now(UTC):
+            return f"cert={self.cert} expired on {ends:%Y-%m-%d, %H:%M} UTC"
+        return f"cert={self.cert} is by another" + " or has expired" * (ends is None)
 
     async def _probe(self, address: str) -> str | None:
         host, _, port = address.rpartition(":")
@@ -281,6 +294,16 @@ class ClientAccess:
         if self.encrypted and ("WRONG_VERSION" in reason or "RECORD_LAYER" in reason):
             return "it does not speak TLS: leave out tls, ca, cert and key"
         return None
+
+
+def _first_token(path: str) -> str:
+    """Of a file as services have it: a token a line, `#` begins a comment."""
+    lines = _read(path, "token_file").decode("ascii", "replace").splitlines()
+    tokens = filter(None, (line.partition("#")[0].strip() for line in lines))
+    token = next(tokens, None)
+    if token is None:
+        raise ConfigError(f"token_file: {path} has no token")
+    return token
 
 
 def _context(ca: str, cert: str, key: str, names: Names = ARGUMENTS) -> ssl.SSLContext:

@@ -20,7 +20,7 @@ import grpc
 
 from expert_oracle.access import TOKEN, ClientAccess
 from tutelage import codec
-from tutelage.errors import OracleError, TutelageError, Unreachable
+from tutelage.errors import OracleError, TutelageError, Unreachable, show_traceback
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
@@ -46,7 +46,7 @@ BUSY_S = (0.05, 2.0)
 DESCRIBE_S = 5.0
 """For one try to reach one of several addresses."""
 REFUSED_S = 30.0
-"""Before an address that refused is tried again, where there are others."""
+"""Before an address that refused is tried again, where others are up."""
 TICK_S = 0.1
 
 
@@ -109,7 +109,9 @@ class Board:
 
     def ask(self, requests: Sequence[pb.ActRequest]) -> asyncio.Future[list[pb.ActReply]]:
         """The replies, in the order of the requests, which get their ids here."""
+        self._forget_given_up()
         ask = Ask(self._loop.create_future(), [None] * len(requests), len(requests))
+        ask.done.add_done_callback(lambda done: self._forget_given_up() if done.cancelled() else None)
         for place, request in enumerate(requests):
             request.id = next(self._ids)
             question = Unanswered(request, ask, place, request.ByteSize())
@@ -120,6 +122,7 @@ class Board:
         return ask.done
 
     def describe(self) -> asyncio.Future[pb.DescribeReply]:
+        self._forget_given_up()
         hope: asyncio.Future[pb.DescribeReply] = self._loop.create_future()
         if self.description is not None:
             hope.set_result(self.description)
@@ -127,6 +130,18 @@ class Board:
             self._hopes.append(hope)
             self._start()
         return hope
+
+    def _forget_given_up(self) -> None:
+        """Drop what nobody waits for any more, as after Ctrl-C. Where nobody waits at all, the loop may have
+        stood still since, and all clocks begin anew."""
+        given_up = [number for number, question in self.open.items() if question.ask.done.done()]
+        for number in given_up:
+            del self.open[number]
+            for link in self._links:
+                link.open.pop(number, None)
+        self._hopes = [hope for hope in self._hopes if not hope.done()]
+        if not self.is_wanted():
+            self._forget_down()
 
     def close(self) -> asyncio.Future[Any]:
         """Hang up; who waits is told. Who asks meanwhile has links again once these have ended."""
@@ -152,9 +167,10 @@ class Board:
         """Have links at work, those that are not."""
         if self._watching is None:
             self._watching = self._loop.create_task(self._watch())
+        up = self.is_up()
         for link in self._links:
-            link.start()
-        if not self.is_up():
+            link.start(at_once=not up)
+        if not up:
             self.note_down()
 
     def is_up(self) -> bool:
@@ -163,9 +179,6 @@ class Board:
     def is_wanted(self) -> bool:
         """Somebody waits."""
         return bool(self.open or self._hopes)
-
-    def is_alone(self) -> bool:
-        return len(self._links) == 1
 
     def note_down(self) -> None:
         """Somebody waits, and no link is up."""
@@ -276,13 +289,15 @@ class Board:
             self.fail(OracleError("; ".join(filter(None, reasons))))
 
     async def _watch(self) -> None:
-        """Give up on links that are silent, and on everything if nobody comes back."""
+        """Give up on links that are silent, and on all if nobody comes back; try again what refused."""
         while True:
             await asyncio.sleep(TICK_S)
             now = self._loop.time()
             for link in self._links:
                 if link.silence_s(now) > self._deadline_s:
                     self._hang_up(link)
+                if self.is_wanted():
+                    link.start(at_once=False)
             if self._down_since is None:
                 continue
             if self.is_wanted() and self._down_s + now - self._down_since > self._patience_s():
@@ -338,8 +353,9 @@ class Link:
         self._hung_up = False
         self._retry_at = 0.0
 
-    def start(self) -> None:
-        if self.task is None and (self._board.is_alone() or self._loop.time() >= self._retry_at):
+    def start(self, *, at_once: bool) -> None:
+        """Be at work; `at_once` also where it refused a moment ago."""
+        if self.task is None and (at_once or self._loop.time() >= self._retry_at):
             self.refusal = None
             self.task = self._loop.create_task(self._run())
 
@@ -371,11 +387,18 @@ class Link:
                     await channel.close()
                 await asyncio.sleep(BACKOFF_S[0])
         except TutelageError as error:
-            self.refusal, self._retry_at = str(error), self._loop.time() + REFUSED_S
+            self._refused(str(error))
+        except Exception as error:  # in a task of its own, nobody else would hear of it
+            show_traceback()
+            text = " ".join(str(error).split())
+            self._refused(f"{self.address} cannot be asked: {type(error).__name__}: {text}")
         finally:
             self.task = None
         if self.refusal is not None:
             self._board.refused()
+
+    def _refused(self, why: str) -> None:
+        self.refusal, self._retry_at = why, self._loop.time() + REFUSED_S
 
     async def _reach(self) -> grpc.aio.Channel:
         """A channel to a service that has said who it is. OracleError where trying again is in vain."""

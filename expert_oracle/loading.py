@@ -16,6 +16,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -47,6 +48,9 @@ KINDS: Mapping[str, str] = {  # the first part of a word -> who makes an expert 
     "watching": "expert_oracle.wrappers:Watching",
     "human": "expert_oracle.human:HumanOracle",
 }
+WRAPPERS = ("noisy", "slow", "watching")
+"""Kinds of which the rest is the word of another expert."""
+ENSEMBLE = "expert_oracle.wrappers:Ensemble"
 FILES = ("sb3", "torchscript", "onnx")
 """Kinds of which the rest is a file."""
 PLANNER = "planner:cem"
@@ -68,6 +72,20 @@ def one_line(what: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         where = _line_of_theirs(error) or f"; {DEBUG}=1 shows the traceback"
         raise OracleError(f"{what}: {type(error).__name__}{': ' * bool(text)}{text}{where}") from error
+
+
+PLACE: ContextVar[tuple[int, int]] = ContextVar("PLACE", default=(0, 0))
+"""Of the experts that are being made: the seed of the run, and the number of the rollout actor."""
+
+
+@contextlib.contextmanager
+def made_for(run_seed: int, actor: int) -> Iterator[None]:
+    """Experts that are made within err by other dice than those of other runs and actors."""
+    before = PLACE.set((run_seed % 2**64, actor))
+    try:
+        yield
+    finally:
+        PLACE.reset(before)
 
 
 @contextlib.contextmanager
@@ -114,9 +132,19 @@ class OracleSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def inside(self) -> str:
+        """The word without the wrappers before it."""
+        kind, _, rest = self.oracle.partition(":")
+        return OracleSpec(rest).inside if kind in WRAPPERS else self.oracle
+
+    @property
     def asks_people(self) -> bool:
         """Whether each answer takes somebody's time: then nothing is asked that is not learned from."""
-        return self.oracle.partition(":")[0] == "human"
+        if self.inside != ENSEMBLE:
+            return self.inside.partition(":")[0] == "human"
+        members = self.arguments.get("oracles", ())
+        words = [one if isinstance(one, str) else one.get("oracle", "") for one in members]
+        return any(OracleSpec(word).asks_people for word in words)
 
     def build(self, env: EnvRecipe | None = None) -> Oracle:
         """The expert. ConfigError for a word or an argument that is not known, OracleError where it fails.

@@ -1,6 +1,6 @@
-"""An expert that plans: the cross-entropy method in copies of the environment (Rubinstein & Kroese, 2004).
+"""An expert that plans: the cross-entropy method in a simulator (Rubinstein & Kroese, 2004).
 
-From each state, `candidates` plans of `horizon` actions are drawn and tried in a simulator; the `elites`
+From each observed state, `candidates` plans of `horizon` actions are drawn and tried; the `elites`
 with the largest sum of rewards say where the next are drawn, `iterations` times. The first action of the
 plan is the answer, as in model-predictive control (Chua et al., 2018, with the simulator for the learnt
 model).

@@ -61,6 +61,7 @@ class RemoteOracle:
             "reconnect_timeout_s": reconnect_timeout_s,
             "window": window,
         }
+        _check_settings(max_rows=max_rows, **self._settings)
         self._boards: dict[int, Board] = {}  # by process: a fork connects anew
 
     def with_settings(self, **changes: Any) -> RemoteOracle:
@@ -142,6 +143,15 @@ def _nbytes(obs: Tree) -> int:
 
 def _length(obs: Tree) -> int:
     return len(obs if isinstance(obs, np.ndarray) else tree.flatten(obs)[0])
+
+
+def _check_settings(*, max_rows: int, window: int, **times: float) -> None:
+    for name, count in (("max_rows", max_rows), ("window", window)):
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {count!r}")
+    for name, seconds in times.items():
+        if not isinstance(seconds, int | float) or not seconds > 0:
+            raise ConfigError(f"{name}: expected more than 0 seconds, got {seconds!r}")
 
 
 def _check_address(address: str) -> str:

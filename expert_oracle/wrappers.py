@@ -5,11 +5,14 @@
     slow:WORD                           seconds=0.05
     watching:WORD                       tolerance=0.1 patience=5
 
-Arguments that a wrapper does not know go to the expert inside.
+Arguments that a wrapper does not know go to the expert inside. Randomness comes from `seed`, the run's seed
+and the number of the actor, or of the service's process, in which the expert is: no two err alike, and the
+same run gives the same again.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -17,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tree
 
-from expert_oracle.loading import OracleSpec, SelfDescribing, described
+from expert_oracle.loading import PLACE, OracleSpec, SelfDescribing, described
 from tutelage.errors import ConfigError, OracleError
 from tutelage.plugins import did_you_mean
 from tutelage.policy import difference, half_range
@@ -26,6 +29,12 @@ from tutelage.protocols import Oracle
 from tutelage.types import Array, Tree
 
 Delay = Literal["constant", "exponential", "lognormal"]
+
+
+def _dice(seed: int) -> np.random.Generator:
+    """Of this run, this actor and this process of a service, which multiprocessing counts in its name."""
+    process = multiprocessing.current_process().name.rpartition("-")[2]
+    return np.random.default_rng([seed, *PLACE.get(), int(process) if process.isdigit() else 0])
 
 
 def agreed(actions: Sequence[Array], *, discrete: bool) -> Array:
@@ -82,7 +91,8 @@ class Noisy:
     """An expert that errs: with Gaussian noise of `std`, and with probability `p` at random. An `Oracle`.
 
     std: standard deviation in the actions' unit, for a Box; p: how often an action is drawn uniformly from
-    the action space, which the expert must describe; seed: of the noise, which goes on from call to call.
+    the action space, which the expert must describe; seed: of the noise, which goes on from call to call,
+    beside the place where it is made (above).
     """
 
     def __init__(
@@ -92,7 +102,7 @@ class Noisy:
             raise ConfigError(f"noisy: std={std} must be 0 or more, p={p} between 0 and 1")
         self.oracle, self.name = OracleSpec(oracle, arguments).build(), oracle
         self.std, self.p = std, p
-        self._rng = np.random.default_rng(seed)
+        self._rng = _dice(seed)
         self._space = described_action_space(self.oracle, oracle) if p else None
 
     def act(self, obs: Tree) -> Array:
@@ -156,7 +166,7 @@ class Slow:
             raise ConfigError(f"slow: seconds={seconds} or distribution={distribution!r} is wrong{near}")
         self.oracle, self.name = OracleSpec(oracle, arguments).build(), oracle
         self.seconds, self.distribution = seconds, distribution
-        self._rng = np.random.default_rng(seed)
+        self._rng = _dice(seed)
 
     def act(self, obs: Tree) -> Tree:
         time.sleep(self.seconds * self._factor())

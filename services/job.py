@@ -175,7 +175,7 @@ class Job:
                 self.config.feedback(arguments={**given, **labeler.connection})
                 yield
             return
-        if self.expert is None or self.expert.oracle != PEOPLE:
+        if self.expert is None or self.expert.inside != PEOPLE:
             yield
             return
         given = dict(self.expert.arguments)

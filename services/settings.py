@@ -166,12 +166,13 @@ def preflight(sections: Sections) -> TrainerConfig:
 def check_people(spec: OracleSpec, env: gym.Env, config: TrainerConfig) -> None:
     """Raise ConfigError for an environment that people cannot be asked about, or a method that needs more."""
     context_of(env, config.env_recipe())
-    if config.learning_method is not None and config.learning_method.needs_supervisor:
+    watches = spec.oracle.startswith("watching:")
+    if config.learning_method is not None and config.learning_method.needs_supervisor and not watches:
         raise ConfigError(
             f"expert.oracle: {config.method_name} needs an expert that takes over by itself, and "
             f"{spec.oracle} only answers"
         )
-    if spec.oracle == "human":
+    if spec.inside == "human":
         known = dict(spec.arguments)
         if not known.get("address"):
             known |= {"address": "127.0.0.1:1", PAGE: ""}

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from expert_oracle.access import ClientAccess, ServerAccess, TokenFile
+from expert_oracle.certificates import expiry
 from expert_oracle.loading import FunctionOracle
 from expert_oracle.remote import RemoteOracle
 from tests.oracle_services import ROOT, SERVE, request, serving, stub_of
@@ -39,7 +40,7 @@ class Authority:
         self.subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.ca = self._write(name, self._sign(self.subject, self.key.public_key(), True, 1), self.key)[0]
 
-    def issue(self, name, *, days=1, host="127.0.0.1"):
+    def issue(self, name, *, days=1.0, host="127.0.0.1"):
         """The paths of a certificate, that is valid for so many days from now, and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -89,6 +90,7 @@ def pki(tmp_path_factory):
         "wrong ca": {"ca": other.ca},
         "client": {"ca": ours.ca, **dict(zip(("cert", "key"), ours.issue("client"), strict=True))},
         "stranger": {"ca": ours.ca, **dict(zip(("cert", "key"), other.issue("client"), strict=True))},
+        "late": {"ca": ours.ca, **dict(zip(("cert", "key"), ours.issue("late", days=-1), strict=True))},
         "sesame": {"token": "sesame"},
         "wrong": {"token": "sesam"},
     }
@@ -128,8 +130,10 @@ REFUSALS = [
     ),
     ("elsewhere", "ca", "its certificate is not trusted: IP address mismatch, certificate is not valid"),
     ("elsewhere", "ca", "; set server_name=NAME to one that is in it"),
-    ("mutual", "ca", "it asks for a client certificate"),
-    ("mutual", "stranger", "it asks for a client certificate, by an authority it knows"),
+    ("mutual", "ca", "a client certificate, by an authority it knows; set cert=PATH and key=PATH"),
+    ("mutual", "stranger", "it asks for a client certificate, by an authority it knows; cert=/"),
+    ("mutual", "stranger", "other-client.pem is by another"),
+    ("mutual", "late", f"ours-late.pem expired on {NOW - DAY:%Y-%m-%d, %H:%M} UTC"),
     ("tls", "plain", "it speaks TLS: set tls=true, or ca=PATH"),
     ("plain", "ca", "it does not speak TLS: leave out tls, ca, cert and key"),
 ]
@@ -145,7 +149,7 @@ def test_who_is_refused_is_told_why_in_one_line_and_at_once(pki, server, client,
         assert str(info.value).startswith(f"{address} does not serve us as an expert: ")
         assert words in str(info.value)
         assert "\n" not in str(info.value)
-        assert len(str(info.value)) < 250
+        assert len(str(info.value)) < 350
 
 
 def test_every_rpc_but_health_asks_for_the_token(pki):
@@ -196,6 +200,32 @@ def test_a_wrong_token_names_its_source(monkeypatch):
     assert ClientAccess().token_source() == "the environment variable TUTELAGE_TOKEN"
 
 
+def test_a_client_reads_a_token_file_as_the_service_does(pki):
+    with serving(FIRST_TWO, access=ServerAccess(**pki["tokens"])) as address:
+        asked(address, **pki["tokens"])  # a comment, and two tokens
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("sésame".encode(), "one word of visible ASCII"),
+        ("sésame".encode("latin-1"), "one word of visible ASCII"),
+        (b"open sesame", "one word of visible ASCII"),
+        (b"# nothing yet\n", "has no token"),
+    ],
+)
+def test_a_token_that_cannot_be_sent_is_told_at_once_and_not_shown(tmp_path, monkeypatch, token, words):
+    (tmp_path / "mine").write_bytes(token)
+    with serving(FIRST_TWO) as address, pytest.raises(OracleError, match=f"^token_file.*: .*{words}") as info:
+        asked(address, token_file=str(tmp_path / "mine"), connect_timeout_s=600.0)
+    assert "same" not in str(info.value).replace(str(tmp_path), "")
+    with pytest.raises(ConfigError, match=r"^the argument `token`: a token is"):
+        ClientAccess(token="a\nb").metadata()
+    monkeypatch.setenv("TUTELAGE_TOKEN", "é")
+    with pytest.raises(ConfigError, match=r"^the environment variable TUTELAGE_TOKEN: a token is"):
+        ClientAccess().metadata()
+
+
 def test_new_tokens_and_certificates_are_taken_without_a_restart(pki, tmp_path):
     tokens, later = tmp_path / "tokens", Authority(tmp_path, "later")
     tokens.write_text("first\n")
@@ -213,6 +243,15 @@ def test_new_tokens_and_certificates_are_taken_without_a_restart(pki, tmp_path):
         asked(address, token="second", ca=later.ca)
         with pytest.raises(OracleError, match="not known"):
             asked(address, token="first", ca=later.ca)
+
+
+@pytest.mark.parametrize("year", [2049, 2050, 2999])
+def test_when_a_certificate_ends(tmp_path, year):
+    ends = datetime.datetime(year, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
+    path, _ = Authority(tmp_path, "ours").issue("client", days=(ends - NOW) / DAY)
+    pem = b"for humans\n" + Path(path).read_bytes()
+    assert expiry(pem) in (ends, ends - datetime.timedelta(seconds=1))
+    assert expiry(b"nothing") is None
 
 
 def test_a_token_file_knows_its_tokens_only(pki):

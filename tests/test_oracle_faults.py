@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expert_oracle import conversation
-from expert_oracle.access import ClientAccess
+from expert_oracle import conversation, links
+from expert_oracle.access import ClientAccess, ServerAccess
 from expert_oracle.links import Board
 from expert_oracle.loading import FunctionOracle
 from expert_oracle.remote import RemoteOracle
@@ -404,6 +404,43 @@ def test_a_break_while_nobody_waits_costs_no_patience():
             np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
 
 
+def _interrupted(oracle, obs):
+    """Ctrl-C, half a second after the question."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            oracle.act(obs)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_patience_begins_anew_after_an_interruption():
+    address = f"127.0.0.1:{free_port()}"
+    oracle = RemoteOracle([address], connect_timeout_s=1.5)
+    _interrupted(oracle, OBS)
+    time.sleep(1.5)
+    with serving(FIRST_TWO, address=address):
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_a_question_that_was_interrupted_counts_as_no_silence():
+    expert = Counting()
+    with serving(expert) as address:
+        oracle = RemoteOracle([address], deadline_s=1.5)
+        oracle.act(OBS)
+        expert.go.clear()
+        _interrupted(oracle, OBS)
+        time.sleep(1.5)
+        expert.go.set()
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+        assert not oracle._board().open
+
+
 class Hasty(oracle_pb2_grpc.ExpertOracleServicer):
     """A service that is well until it is asked something."""
 
@@ -501,8 +538,6 @@ def test_services_of_other_spaces_do_not_stand_in():
 
 
 def test_all_refusals_are_told_where_every_address_refuses(tmp_path):
-    from expert_oracle.access import ServerAccess
-
     (tmp_path / "token").write_text("sesame")
     access = ServerAccess(token_file=str(tmp_path / "token"))
     with serving(FIRST_TWO, access=access) as a, serving(FIRST_TWO, access=access) as b:
@@ -512,6 +547,58 @@ def test_all_refusals_are_told_where_every_address_refuses(tmp_path):
             oracle = RemoteOracle([a, c])
             for _ in range(3):
                 np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_addresses_that_all_refused_are_tried_again_at_the_next_question(tmp_path):
+    access = ServerAccess(token_file=str(_written(tmp_path / "tokens", "sesame")))
+    mine = _written(tmp_path / "mine", "wrong")
+    with serving(FIRST_TWO, access=access) as a, serving(FIRST_TWO, access=access) as b:
+        oracle = RemoteOracle([a, b], token_file=str(mine))
+        with pytest.raises(OracleError, match="not known"):
+            oracle.act(OBS)
+        _written(mine, "sesame")
+        np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+def test_an_address_that_refused_is_tried_again_during_a_question(tmp_path, monkeypatch):
+    monkeypatch.setattr(links, "REFUSED_S", 0.2)
+    tokens, slow = _written(tmp_path / "tokens", "other"), Counting()
+    slow.go.clear()
+    access = ServerAccess(token_file=str(tokens))
+    with serving(FIRST_TWO, access=access) as a, serving(slow) as b, ThreadPoolExecutor(1) as pool:
+        oracle = RemoteOracle([a, b], token="sesame")
+        both = oracle._board()._links
+        answer = pool.submit(oracle.act, OBS)
+        until(lambda: both[0].refusal)
+        _written(tokens, "sesame")
+        until(lambda: all(link.stream for link in both))
+        slow.go.set()
+        np.testing.assert_array_equal(answer.result(20), OBS[:, :2])
+
+
+def _written(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_an_error_that_nobody_expected_is_told_to_who_waits():
+    class Broken(ClientAccess):
+        def metadata(self):
+            raise ValueError("two\nlines")
+
+    async def ask(address):
+        patience = {"deadline_s": 600.0, "connect_timeout_s": 600.0, "reconnect_timeout_s": 600.0}
+        board = Board([address], Broken(), loop=asyncio.get_running_loop(), window=4, **patience)
+        try:
+            await board.ask([request(OBS)])
+        finally:
+            await board.close()
+
+    with (
+        serving(FIRST_TWO) as address,
+        pytest.raises(OracleError, match=f"{address} cannot be asked: ValueError: two lines"),
+    ):
+        shared_loop().run(ask(address))
 
 
 # What comes over the line

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from expert_oracle.loading import CheckedOracle, FunctionOracle, OracleSpec, checked
+from expert_oracle.loading import ENSEMBLE, CheckedOracle, FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
 from tutelage.errors import ConfigError, OracleError
@@ -74,6 +74,16 @@ def test_a_spec_is_small_and_picklable():
             {"deadline": 1},
             "unexpected keyword argument 'deadline'; did you mean 'deadline_s'",
         ),
+        ("grpc://localhost:1", {"window": 0}, "window: expected a whole number of at least 1, got 0$"),
+        ("grpc://localhost:1", {"max_rows": 1.5}, "max_rows: expected a whole number of .* got 1.5$"),
+        *(
+            ("grpc://localhost:1", {name: value}, f"{name}: expected more than 0 seconds, got {value!r}$")
+            for name, value in (
+                ("deadline_s", 0),
+                ("connect_timeout_s", float("nan")),
+                ("reconnect_timeout_s", "1m"),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(word, arguments, line):
@@ -119,6 +129,26 @@ def test_a_planner_looks_ahead_in_the_environment_that_there_is():
         assert OracleSpec(word).build(recipe).describe().env_id == "Pendulum-v1"  # type: ignore[attr-defined]
     other = OracleSpec("planner:cem", {"env": "CartPole-v1"}).build(recipe)
     assert other.describe().env_id == "CartPole-v1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("word", "arguments", "people"),
+    [
+        ("human", {}, True),
+        ("human:mypkg:Client", {}, True),
+        ("slow:human", {}, True),
+        ("noisy:slow:human:mypkg:Client", {}, True),
+        ("watching:human", {}, True),
+        ("noisy:scripted:cartpole", {}, False),
+        ("humans.py:act", {}, False),
+        (ENSEMBLE, {"oracles": ["scripted:cartpole", "slow:human"]}, True),
+        (ENSEMBLE, {"oracles": ["scripted:cartpole", {"oracle": "human"}]}, True),
+        (ENSEMBLE, {"oracles": ["scripted:cartpole"]}, False),
+        (ENSEMBLE, {}, False),
+    ],
+)
+def test_people_are_seen_behind_wrappers(word, arguments, people):
+    assert OracleSpec(word, arguments).asks_people == people
 
 
 def test_an_expert_that_cannot_describe_itself_is_named():

@@ -1,6 +1,7 @@
 """Who acts: the rules by which an expert takes over, what they label, and the methods that go by them."""
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from actors.collect import Collector, CutShort, label
 from actors.forward import Judge, forward_of
+from actors.mixture import Turn
 from actors.takeover import RULES, controller_of
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from learner.columns import rows_of_rollout
@@ -47,6 +49,7 @@ class Module:
 
 
 LIMITS = {"doubt": 0.5, "risk": 0.5, "difference": 0.5, "calm": 0.5}
+FREELY = {"budget": 1.0}
 
 
 def collected(
@@ -99,15 +102,55 @@ def test_the_thrifty_rule_holds_on_until_the_novice_agrees_and_is_calm():
     def act(obs):
         return (obs["steps"][:, 0] >= 6).astype(np.int64)  # as the expert says, from step 6 on
 
-    rollout = collected("thrifty", doubt=between(3, 4), risk=between(5, 8), act=act)
+    rollout = collected("thrifty", doubt=between(3, 4), risk=between(5, 8), act=act, settings=FREELY)
     assert rollout.by_expert is not None
     assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [3, 4, 5, 6, 7, 8]  # in 8 it sees that it may go
     np.testing.assert_array_equal(rollout.labelled(), rollout.by_expert)
 
 
+@pytest.mark.parametrize("budget", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("envs", [1, 8])
+def test_the_thrifty_rule_keeps_the_budget_but_for_calls_under_way(envs, budget):
+    """Everything is novel; the novice, wrong in every third step, is let go after two or three."""
+
+    def act(obs):
+        return (obs["steps"][:, 0] % 3 > 0).astype(np.int64)
+
+    settings = {"budget": budget}
+    rollout = collected(
+        "thrifty", 300, envs=envs,
+        doubt=between(0, 99), risk=between(0, 0), act=act, settings=settings,
+    )  # fmt: skip
+    assert rollout.by_expert is not None
+    so_far = rollout.by_expert.sum(1).cumsum() - budget * envs * np.arange(1, 301)
+    assert so_far.max() <= 3 * envs
+    if budget < 1:
+        assert so_far[-1] > -1  # and it is used
+    else:
+        assert rollout.by_expert.all()
+
+
+def test_the_riskiest_are_heard_where_more_call_than_the_budget_allows():
+    def thrifty(risk):
+        turn = Turn(
+            obs=np.zeros((4, 1)), novice=np.zeros(4), began=np.zeros(4, bool), rng=np.random.default_rng(0),
+            ask=lambda mask: np.ones(4), oracle=Ones(),
+            judge=Judge(SimpleNamespace(
+                limits=lambda: LIMITS, doubt=lambda obs: torch.zeros(4), risk=lambda *_: torch.tensor(risk)
+            )),
+        )  # fmt: skip
+        return controller_of(TakeoverRule("thrifty", {"budget": 0.25}), Discrete(2))(turn)
+
+    assert thrifty([0.6, 0.9, 0.4, 0.7]).tolist() == [False, True, False, False]
+    assert thrifty([0.1, 0.2, 0.4, 0.3]).tolist() == [False] * 4
+
+
 def test_a_novice_that_is_always_right_is_let_go_at_once():
     limits = {"doubt": 0.5, "risk": 0.5, "difference": 0.0, "calm": 0.5}
-    rollout = collected("thrifty", doubt=between(3, 4), risk=between(50, 60), act=Ones().act, limits=limits)
+    rollout = collected(
+        "thrifty",
+        doubt=between(3, 4), risk=between(50, 60), act=Ones().act, limits=limits, settings=FREELY,
+    )  # fmt: skip
     assert rollout.by_expert is not None
     assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [3, 4]
 
@@ -183,7 +226,9 @@ def test_labels_given_before_an_expert_fails_are_kept():
 
 
 def test_a_new_episode_begins_with_the_novice():
-    rollout = collected("thrifty", 12, length=6, doubt=between(4, 5), risk=between(9, 9))
+    rollout = collected(
+        "thrifty", 12, length=6, doubt=between(4, 5), risk=between(9, 9), settings=FREELY
+    )
     assert rollout.by_expert is not None
     assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [4, 5, 10, 11]
 
@@ -205,7 +250,7 @@ def test_a_person_takes_over_and_hands_back_at_will():
 
 def test_every_rule_says_whether_it_watches():
     for name in RULES:
-        settings = {"discrepancy": 0.1, "doubt": 0.1} if name == "doubtful" else {}
+        settings = {"doubtful": {"discrepancy": 0.1, "doubt": 0.1}, "thrifty": FREELY}.get(name, {})
         assert controller_of(TakeoverRule(name, settings), Discrete(2)).watches == (name == "human_gated")
 
 

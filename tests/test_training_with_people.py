@@ -190,6 +190,21 @@ def test_people_do_not_act_in_the_first_round_unless_they_are_told_to(settings, 
     assert method.beta_at(0) == beta
 
 
+@pytest.mark.parametrize("word", ["slow:human", "noisy:human", "watching:human"])
+def test_people_behind_wrappers_are_not_asked_at_the_start(word):
+    method = preflight(load_config("dagger-cartpole", [f"expert.oracle={word}"])).learning_method
+    assert method is not None
+    assert method.beta_at(0) == 0
+    with pytest.raises(ConfigError, match="'adress'"):
+        preflight(load_config("dagger-cartpole", [f"expert.oracle={word}", "expert.arguments.adress=x:1"]))
+
+
+def test_people_who_watch_by_a_rule_may_take_over():
+    preflight(load_config("dagger-cartpole", ["method.name=hg_dagger", "expert.oracle=watching:human"]))
+    with pytest.raises(ConfigError, match="slow:human only answers"):
+        preflight(load_config("dagger-cartpole", ["method.name=hg_dagger", "expert.oracle=slow:human"]))
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

@@ -1,12 +1,14 @@
 """Experts made of experts: those that agree, err, or take their time."""
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from expert_oracle.loading import OracleSpec, SelfDescribing, checked
+from expert_oracle.loading import OracleSpec, SelfDescribing, checked, made_for
 from expert_oracle.wrappers import Noisy, Slow, agreed
 from tutelage.errors import ConfigError, OracleError
 
@@ -85,6 +87,25 @@ def test_random_actions():
     assert push.dtype.kind == "i"
     assert (push != build("scripted:cartpole").act(POLES)).mean() == pytest.approx(0.25, abs=0.04)
     assert set(push) == {0, 1}
+
+
+def test_no_two_actors_or_processes_of_a_service_err_alike():
+    def errors(run_seed, actor):
+        with made_for(run_seed, actor):
+            noisy = build(f"slow:noisy:{HERE}:Constant", seconds=0.0, std=1.0, value=[0.0])
+        return noisy.act(OBS)
+
+    everyone = [errors(run_seed, actor) for run_seed in (0, 1) for actor in (0, 1, 2)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        everyone.append(pool.submit(_errors).result(60))
+    for i, one in enumerate(everyone):
+        for other in everyone[:i]:
+            assert abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) < 0.2
+    np.testing.assert_array_equal(errors(1, 2), everyone[5])
+
+
+def _errors():
+    return build(f"noisy:{HERE}:Constant", std=1.0, value=[0.0]).act(OBS)
 
 
 def test_arguments_of_the_expert_inside():

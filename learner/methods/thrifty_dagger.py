@@ -7,7 +7,9 @@ F(s, a) = E[γ^k] for k steps until the episode fails, fitted by temporal differ
 transitions, labelled or not; the paper has it as 1 − the probability of success, which fits tasks with a
 goal. The expert is called above the (1 − `budget`) quantiles of both over the states that were visited
 lately, and hands back when the novice's action is as near to its own as it is on average in D, and the risk
-is below its median (section 4.3). Only the expert's own steps are labelled. It alone acts in round 0.
+is below its median (section 4.3). In the paper that is all, and the budget one of calls: what an expert who
+stays for many steps attends is several times as much. Here it is not called, either, while it has attended
+`budget` of the steps. Only the expert's own steps are labelled. It alone acts in round 0.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ class ThriftyDAgger(EnsembleTakeover):
     """DAgger that calls the expert for a share of the steps."""
 
     rule: ClassVar = "thrifty"
+    limits: ClassVar = ("budget",)
     model: ClassVar = {**ENSEMBLE, "risk": True}
     ranges: ClassVar = {"budget": (0, 1), "gamma": (0, 1)}
     recent_rows: ClassVar = 50_000
 
-    budget: float = 0.1  # share of the visited states in which the expert is called
+    budget: float = 0.1  # share of the steps, after the first rounds, that the expert attends
     gamma: float = 0.97  # discount of failures to come
     failure: Failure = "terminated"  # punished: by a negative reward at the end
 
