@@ -13,6 +13,7 @@ import pytest
 
 from actors.clips import Film, Filmer
 from actors.environments import make_env
+from actors.pictures import encoded
 from actors.replay import replay
 from expert_oracle.feedback import Footage
 from services.labeler.clips import Clips
@@ -169,6 +170,20 @@ def test_frames_that_were_kept_are_shown_and_stay(clips):
     assert (clip["frames"], clip["width"]) == (5, 96)
     ours.film(footage()).result()
     assert ours.path(clip["clip"]).exists()
+
+
+def test_jpegs_that_were_kept_are_shown_and_the_last_is_held(clips):
+    greys = [np.full((40, 60, 3), 40 * n, np.uint8) for n in range(1, 5)]
+    jpegs = tuple(map(encoded, greys))
+    seen = Footage(CARTPOLE, 0, np.zeros(3, np.int64), 0, frames=jpegs, held=2)
+    ours = clips()
+    clip = ours.film(seen).result()
+    assert (clip["frames"], clip["width"], clip["height"]) == (6, 96, 64)
+    shown = [picture.mean() for picture in pictures(ours.path(clip["clip"]))]
+    np.testing.assert_allclose(shown, [40, 80, 120, 160, 160, 160], atol=3)
+    assert ours.film(replace(seen, frames=jpegs[:-1] + jpegs[:1])).result()["clip"] != clip["clip"]
+    with pytest.raises(TutelageError, match="cannot identify image"):
+        ours.film(replace(seen, frames=(b"no picture",) * 4)).result()
 
 
 @pytest.mark.parametrize(
