@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,9 @@ MAX_WAITING_BYTES = 4 * codec.MAX_BYTES
 MOST_ROWS = 65_536
 """One question may have so many rows even where fewer may wait."""
 IN_A_ROW = 8
-"""Calls for parts of a batch that fail one after the other: then it is not a question that is at fault."""
+"""Questions of a batch that fail alone one after the other: then it may be the expert that is at fault."""
+MOST_FAILURES = 64
+"""Calls that may fail for one batch."""
 
 
 class Busy(Exception):
@@ -219,29 +221,39 @@ def signature_of(obs: Tree) -> tuple[int, tuple[Any, ...]]:
 def _forward(oracle: Oracle, questions: Sequence[Question]) -> dict[int, Tree | Exception]:
     """By place an answer or an error for each question, with one call for all that somebody waits for.
 
-    Where one fails, either half of it has one: a guilty question among n costs 2 log2(n) + 1 calls. Who comes
-    back for a question that was left is to ask again.
-    An outage is no question's fault, nor are `IN_A_ROW` failures: then the rest has the error it had last.
+    Where one fails, either half of it has one: a guilty question among n costs 2 log2(n) + 1 calls. An outage
+    is no question's fault: all that are left have its error. After `IN_A_ROW` or `MOST_FAILURES` what was not
+    tried alone is to be asked again, and so is a question that was left and that somebody is back for.
     """
     answers: dict[int, Tree | Exception] = {}
-    groups: deque[Sequence[int]] = deque([range(len(questions))])
-    failures = 0
-    while groups and failures < IN_A_ROW:
-        both = groups.popleft()
+    groups: list[Sequence[int]] = [range(len(questions))]  # the next one to try is the last
+    failures = in_a_row = 0
+    while groups:
+        both = groups.pop()
         group = [place for place in both if not questions[place].left]
         answers.update((place, Busy("begun, and left")) for place in both if questions[place].left)
         if not group:
             continue
         try:
-            parts: Sequence[Tree | Exception] = _joined(oracle, [questions[place].obs for place in group])
-            failures = 0
+            actions = _joined(oracle, [questions[place].obs for place in group])
+            answers.update(zip(group, actions, strict=True))
+            in_a_row = 0
         except Exception as error:
-            parts = [error] * len(group)
-            failures = IN_A_ROW if _is_outage(error) else failures + 1
-            half = len(group) // 2
-            groups.extend([group[:half], group[half:]] if half else [])
-        answers.update(zip(group, parts, strict=True))
+            half, failures = len(group) // 2, failures + 1
+            groups += [group[half:], group[:half]] if half else []
+            if _is_outage(error):
+                return answers | dict.fromkeys(_all([group, *groups]), error)
+            if not half:
+                answers[group[0]] = error
+                in_a_row += 1
+            if in_a_row == IN_A_ROW or failures == MOST_FAILURES:
+                untried = Busy(f"the expert failed for others: {error}")
+                return answers | dict.fromkeys(_all(groups), untried)
     return answers
+
+
+def _all(groups: Iterable[Sequence[int]]) -> list[int]:
+    return [place for group in groups for place in group]
 
 
 def _joined(oracle: Oracle, batch: Sequence[Tree]) -> list[Tree]:

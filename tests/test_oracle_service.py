@@ -200,6 +200,13 @@ class Choosy:
         return obs
 
 
+def told(call, number):
+    """The reply of a call, or one that says that the service is busy."""
+    if call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return pb.ActReply(id=number, busy=call.details())
+    return call.result()
+
+
 def joined(service, expert, n, then=lambda: None):
     """The replies of n questions that share one call, by their ids, and how large that call's parts were."""
     with grpc.insecure_channel(service.address) as channel:
@@ -213,11 +220,14 @@ def joined(service, expert, n, then=lambda: None):
         then()
         expert.go.set()
         first.result()
-        replies = [other.result() for other in others]
+        replies = [told(other, k) for k, other in enumerate(others)]
     return {reply.id: reply for reply in replies}, expert.batches[1:]
 
 
-@pytest.mark.parametrize("guilty", [[0], [63], [17], [3, 40], [8, 9, 10, 11]])
+@pytest.mark.parametrize(
+    "guilty",
+    [[0], [63], [17], [3, 40], [8, 9, 10, 11], [0, 16, 32, 48], [5, 20, 40, 60], [*range(0, 64, 8)]],
+)
 def test_of_questions_that_share_a_call_the_guilty_are_found_in_halves(guilty):
     expert = Choosy(guilty)
     with running(expert) as service:
@@ -226,15 +236,50 @@ def test_of_questions_that_share_a_call_the_guilty_are_found_in_halves(guilty):
     assert len(batches) <= 2 * 6 * len(guilty) + 1
 
 
-@pytest.mark.parametrize(
-    ("error", "calls"), [(RuntimeError, 8), (ValueError, 8), (TimeoutError, 1), (ConnectionResetError, 1)]
-)
-def test_an_expert_that_always_fails_is_not_asked_for_each(error, calls):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_an_expert_that_always_fails_is_not_asked_for_each(error):
+    expert = Choosy(range(64), error)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 64)
+    words = f"{error.__name__}: no"
+    assert sum(reply.error == words for reply in replies.values()) == 8  # alone, one after the other
+    assert sum(reply.busy.endswith(f"failed for others: {words}") for reply in replies.values()) == 56
+    assert len(batches) == 3 + 15  # joined calls of 64, 32 and 16, and all parts of one of 8
+
+
+def test_an_expert_that_often_fails_is_not_asked_for_each():
+    guilty = [*range(1, 512, 2)]
+    expert = Choosy(guilty)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 512)
+    assert len(batches) < 2 * 64 + 1
+    assert all(k in guilty for k in range(512) if replies[k].error)
+    assert all(reply.busy for k, reply in replies.items() if k > 200)
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError])
+def test_an_expert_whose_source_is_gone_is_asked_once(error):
     expert = Choosy(range(64), error)
     with running(expert) as service:
         replies, batches = joined(service, expert, 64)
     assert all(f"{error.__name__}: no" in reply.error for reply in replies.values())
-    assert len(batches) == calls
+    assert len(batches) == 1
+
+
+def test_innocent_questions_beside_many_bad_ones_are_answered_in_the_end():
+    expert = Choosy([*range(1, 512, 2), *range(512, 600)])
+    with serving(expert) as address, ThreadPoolExecutor(3) as pool:
+        oracles = [RemoteOracle([address], max_rows=1, window=64) for _ in range(3)]
+        expert.go.set()
+        states = [np.arange(0, 512, 2), np.arange(1, 512, 2), np.arange(512, 600)]
+        answers = [
+            pool.submit(oracle.act, rows[:, None].astype(np.float32))
+            for oracle, rows in zip(oracles, states, strict=True)
+        ]
+        np.testing.assert_array_equal(answers[0].result(30)[:, 0], states[0])
+        for answer in answers[1:]:
+            with pytest.raises(OracleError, match=r"could not answer: RuntimeError: no$"):
+                answer.result(30)
 
 
 def test_a_service_behind_a_service_that_is_gone_is_asked_once():
