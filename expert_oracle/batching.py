@@ -22,7 +22,11 @@ from tutelage.protocols import Oracle
 from tutelage.types import Tree, check_leading
 
 QUICK_S = 0.001
-"""A forward that takes less runs on the event loop."""
+"""A forward that takes less may run on the event loop."""
+SLOW_S = 0.1
+"""An expert that once held up the event loop for so long does not run there again."""
+QUICK_RUN = 32
+"""Quick answers before the first one on the event loop; one that is not costs half of them."""
 MAX_WAITING_BYTES = 4 * codec.MAX_BYTES
 MOST_ROWS = 65_536
 """One question may have so many rows even where fewer may wait."""
@@ -65,13 +69,32 @@ class Question:
         self.left = False
 
 
+@dataclass(eq=False)
+class Quickness:
+    """Whether an expert may answer on the event loop, where nothing else happens meanwhile."""
+
+    never: bool
+    run: int = 0
+    rows: int = 0  # of the largest question that it was quick with
+
+    def covers(self, rows: int) -> bool:
+        return not self.never and self.run >= QUICK_RUN and rows <= self.rows
+
+    def note(self, seconds: float, rows: int, *, answered: bool) -> None:
+        """One slow answer may just have lost its core; a large question says nothing of smaller ones."""
+        if seconds < QUICK_S and answered and rows:
+            self.run, self.rows = min(self.run + 1, 2 * QUICK_RUN), max(self.rows, rows)
+        elif seconds >= QUICK_S and rows <= self.rows:
+            self.run, self.rows = max(0, self.run - QUICK_RUN // 2), max(0, rows - 1)
+
+
 class Batcher:
     """Joins waiting questions into one call of the expert, made in a thread so that the service stays alive,
     but for an expert so quick that the way there and back would take longer than its answer.
 
     While one forward runs, questions gather for the next; `max_delay_s` makes even the first one wait
     for company, which pays where the expert is slow and its callers are many. More than `max_waiting` rows
-    do not wait: a question on top of them is refused.
+    do not wait: a question on top of them is refused. Without `at_once` nothing runs on the event loop.
     """
 
     def __init__(
@@ -81,6 +104,7 @@ class Batcher:
         max_batch: int,
         max_delay_s: float = 0.0,
         max_waiting: int = 65_536,
+        at_once: bool = True,
         figures: Figures | None = None,
     ) -> None:
         self._oracle = oracle
@@ -93,24 +117,24 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "expert")
         self._full = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        self._took = (math.inf, 1), (math.inf, 1)  # seconds and rows of the last two forwards
+        self._quickness = Quickness(never=not at_once or max_delay_s > 0)
 
     def at_once(self, obs: Tree, N: int) -> Tree | None:
         """The expert's actions [N, ...] if it is free and quick enough to give them now."""
-        if self._max_delay_s > 0 or self._running or self._is_slow(N):
+        if self._running or not self._quickness.covers(N):
             return None
-        start = time.perf_counter()
+        start, answered = time.perf_counter(), False
         try:
-            return _act(self._oracle, obs)
+            actions = _act(self._oracle, obs)
+            answered = True
+            return actions
         finally:
-            self._note(time.perf_counter() - start, N)
+            seconds = time.perf_counter() - start
+            self._note(seconds, N, answered=answered)
+            self._quickness.never = seconds > SLOW_S
 
-    def _is_slow(self, N: int) -> bool:
-        """By the last two forwards: one alone may just have lost its core."""
-        return not any(seconds * max(1.0, N / rows) < QUICK_S for seconds, rows in self._took)
-
-    def _note(self, seconds: float, rows: int) -> None:
-        self._took = (seconds, max(rows, 1)), self._took[0]
+    def _note(self, seconds: float, rows: int, *, answered: bool) -> None:
+        self._quickness.note(seconds, rows, answered=answered)
         self.figures.forward_s.observe(seconds)
         self.figures.batch_rows.observe(rows)
 
@@ -146,7 +170,8 @@ class Batcher:
     def _timed(self, questions: Sequence[Question], rows: int) -> dict[int, Tree | Exception]:
         start = time.perf_counter()
         answers = _forward(self._oracle, questions)
-        self._note(time.perf_counter() - start, rows)
+        answered = not any(isinstance(answer, Exception) for answer in answers.values())
+        self._note(time.perf_counter() - start, rows, answered=answered)
         return answers
 
     async def _run(self) -> None:

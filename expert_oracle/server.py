@@ -158,10 +158,15 @@ async def start(
 
     With `share_port` several processes may listen on the same port; each connection goes to one of them.
     """
+    at_once, figures = not asks_people(oracle), Figures()
     oracle, description = _described(oracle, name, env_id)
-    figures = Figures()
     batcher = Batcher(
-        oracle, max_batch=max_batch, max_delay_s=max_delay_s, max_waiting=max_waiting, figures=figures
+        oracle,
+        max_batch=max_batch,
+        max_delay_s=max_delay_s,
+        max_waiting=max_waiting,
+        at_once=at_once,
+        figures=figures,
     )
     space = description.observation_space if description.HasField("observation_space") else None
     desk = Desk(batcher, space, figures)
@@ -235,6 +240,13 @@ def bindable(address: str, option: str = "--address") -> tuple[Any, ...]:
         why = REASONS.get(getattr(error, "errno", 0), "").format(option=option)
         raise OracleError(f"cannot listen on {address}: {why or error}") from None
     return found
+
+
+def asks_people(oracle: Any) -> bool:
+    """Whether people answer, who are quick with what they were asked before only."""
+    while oracle is not None and not getattr(oracle, "asks_people", False):
+        oracle = getattr(oracle, "oracle", None)  # of a wrapper
+    return oracle is not None
 
 
 def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.DescribeReply]:

@@ -17,7 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from expert_oracle import server
+from expert_oracle import batching, server
+from expert_oracle.human import HumanOracle
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
@@ -341,11 +342,81 @@ def test_an_expert_that_would_end_the_process_ends_nothing(fault):
 
     with serving(FunctionOracle(act)) as address:
         oracle = RemoteOracle([address], deadline_s=5.0)
-        for _ in range(3):  # in a thread; then on the event loop, once it has been quick
+        for _ in range(2):  # in a thread; then on the event loop, once it has been quick
             with pytest.raises(OracleError, match=f"could not answer: {fault.__name__}: over$"):
                 oracle.act(-OBS)
-            for _ in range(3):
+            for _ in range(2 * batching.QUICK_RUN):
                 np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+class Moody:
+    """Notes in which thread it was asked; is slow where a state says so, and quick with others."""
+
+    def __init__(self):
+        self.threads = []
+
+    def act(self, obs):
+        self.threads.append(threading.current_thread().name)
+        if (obs < 0).any():
+            raise ValueError("no")
+        if (obs == 7).any():
+            time.sleep(2 * batching.SLOW_S)
+        return obs[:, :1]
+
+    def on_loop(self):
+        return not self.threads[-1].startswith("expert")
+
+
+def test_an_expert_runs_on_the_event_loop_after_many_quick_answers_and_never_again_after_a_slow_one(
+    monkeypatch,
+):
+    monkeypatch.setattr(batching, "QUICK_S", 1.0)  # also where other work goes on
+    monkeypatch.setattr(batching, "SLOW_S", 0.25)
+    expert, obs = Moody(), np.ones((2, 1), np.float32)
+    with serving(expert) as address, grpc.insecure_channel(address) as channel:
+        act = stub_of(channel).Act
+        for _ in range(batching.QUICK_RUN):
+            act(request(-obs))
+            act(request(obs[:0]))
+            assert not expert.on_loop()  # what fails or is empty says nothing
+        for _ in range(2 * batching.QUICK_RUN):
+            act(request(obs))
+        assert expert.on_loop()
+        act(request(np.ones((3, 1), np.float32)))
+        assert not expert.on_loop()  # more than it was quick with
+        act(request(7 * obs))
+        assert expert.on_loop()
+        for _ in range(2 * batching.QUICK_RUN):
+            act(request(obs))
+            assert not expert.on_loop()
+
+
+def test_quick_answers_of_an_expert_are_noted():
+    quick = batching.Quickness(never=False)
+    for _ in range(batching.QUICK_RUN):
+        assert not quick.covers(64)
+        quick.note(1e-4, 64, answered=True)
+    assert quick.covers(64)
+    assert not quick.covers(65)
+    quick.note(0.01, 1024, answered=True)
+    assert quick.covers(64)
+    quick.note(0.01, 64, answered=True)
+    assert not quick.covers(1)
+
+
+def test_people_are_never_asked_on_the_event_loop():
+    class People(Moody):
+        asks_people = True
+
+    class Wrapped:
+        def __init__(self, oracle):
+            self.oracle, self.act = oracle, oracle.act
+
+    for expert in (People(), Wrapped(People())):
+        assert server.asks_people(expert)
+        assert not batching.Batcher(expert, max_batch=1, at_once=False).at_once(OBS, 64)
+    assert not server.asks_people(Wrapped(Moody()))
+    assert HumanOracle.asks_people
 
 
 def test_what_the_expert_does_wrong_is_not_its_askers_fault():
