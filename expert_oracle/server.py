@@ -35,6 +35,8 @@ from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExpertOracle"].full_name
+SERVED = ("", SERVICE)
+"""What the health service knows of; empty: all that is here."""
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.max_receive_message_length", codec.MAX_BYTES + 2**20),
@@ -108,6 +110,30 @@ class ExpertOracleService:
             conversation.drain()
 
 
+class Health(health_pb2_grpc.HealthServicer):
+    """gRPC's health service. Who watches is told of the end, and does not hold it up."""
+
+    def __init__(self) -> None:
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        self._ending.set()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
+        if request.service not in SERVED:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r}")
+        return self._status(request.service)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        await context.write(self._status(request.service))
+        await self._ending.wait()
+        await context.write(self._status(request.service))
+
+    def _status(self, served: str) -> health_pb2.HealthCheckResponse:
+        word = "NOT_SERVING" if self._ending.is_set() else "SERVING"
+        return health_pb2.HealthCheckResponse(status=word if served in SERVED else "SERVICE_UNKNOWN")
+
+
 async def _awaited(asked: Asked) -> pb.ActReply:
     try:
         await asyncio.wait([asked.question.answer])
@@ -124,14 +150,14 @@ class RunningServer:
     server: grpc.aio.Server
     service: ExpertOracleService
     batcher: Batcher
-    health: Any  # grpc_health's servicer
+    health: Health
     address: str  # host:port
     metrics: Any  # the HTTP server that Prometheus asks, or None
 
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, answer what was asked, for at most `grace_s`, and leave."""
         event("draining", waiting_rows=self.batcher.figures.waiting_rows)
-        await self.health.enter_graceful_shutdown()
+        self.health.end()
         self.service.drain()
         await self.server.stop(grace_s)
         self.batcher.close()
@@ -171,20 +197,18 @@ async def start(
     space = description.observation_space if description.HasField("observation_space") else None
     desk = Desk(batcher, space, figures)
     service = ExpertOracleService(description, desk, asks_for_token=bool(access.token_file))
-    health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+    health_service = Health()
     server = _server(service, health_service, access, share_port)
     port = listen(server, address, access)
     metrics = expose(figures, metrics_address) if metrics_address else None
     await server.start()
-    for served in ("", SERVICE):
-        await health_service.set(served, health_pb2.HealthCheckResponse.SERVING)
     bound = f"{address.rpartition(':')[0]}:{port}"
     event("serving", address=bound, expert=name, env=env_id, tls=bool(access.tls_cert))
     return RunningServer(server, service, batcher, health_service, bound, metrics)
 
 
 def _server(
-    service: ExpertOracleService, health_service: Any, access: ServerAccess, share_port: bool
+    service: ExpertOracleService, health_service: Health, access: ServerAccess, share_port: bool
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=access.interceptors(service.figures),

@@ -464,6 +464,11 @@ def test_health_and_reflection():
         for service in ("", "tutelage.v1.ExpertOracle"):
             reply = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as info:
+            health.Check(health_pb2.HealthCheckRequest(service="another"))
+        assert info.value.code() == grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+        watched = next(health.Watch(health_pb2.HealthCheckRequest(service="another"), timeout=5))
+        assert watched.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         ask = reflection_pb2.ServerReflectionRequest(list_services="")
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         answers = stub.ServerReflectionInfo(iter([ask]))
@@ -590,6 +595,20 @@ def test_sigterm_answers_what_was_asked_and_exits_cleanly():
         assert child.wait(10) == 0
         assert child.stderr is not None
         assert child.stderr.read() == ""
+
+
+def test_who_watches_the_health_of_a_service_does_not_hold_up_its_end():
+    states = health_pb2.HealthCheckResponse
+    with (
+        process(f"{HERE}:first_two", "127.0.0.1:0", "--grace-s", "100") as (child, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watcher = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watcher).status == states.SERVING
+        child.send_signal(signal.SIGTERM)
+        assert [told.status for told in watcher] == [states.NOT_SERVING]
+        assert child.wait(30) == 0
 
 
 def test_a_stream_that_opens_while_the_service_drains_ends_at_once():
