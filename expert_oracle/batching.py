@@ -117,6 +117,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "expert")
         self._full = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._calling = False  # the expert is at work in the thread
         self._quickness = Quickness(never=not at_once or max_delay_s > 0)
 
     def at_once(self, obs: Tree, N: int) -> Tree | None:
@@ -168,8 +169,9 @@ class Batcher:
         self.figures.waiting_bytes += sign * question.size
 
     def _timed(self, questions: Sequence[Question], rows: int) -> dict[int, Tree | Exception]:
-        start = time.perf_counter()
+        start, self._calling = time.perf_counter(), True
         answers = _forward(self._oracle, questions)
+        self._calling = False
         answered = not any(isinstance(answer, Exception) for answer in answers.values())
         self._note(time.perf_counter() - start, rows, answered=answered)
         return answers
@@ -225,10 +227,12 @@ class Batcher:
     def _fits(self, question: Question, first: Question, rows: int) -> bool:
         return question.signature == first.signature and rows + question.N <= self._max_batch
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Whether the expert is left in mid-call, which nothing can break off."""
         if self._running:
             self._running.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        return self._calling
 
 
 def signature_of(obs: Tree) -> tuple[int, tuple[Any, ...]]:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import os
 import signal
 import socket
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -154,17 +157,27 @@ class RunningServer:
     address: str  # host:port
     metrics: Any  # the HTTP server that Prometheus asks, or None
 
-    async def stop(self, grace_s: float) -> None:
-        """Say NOT_SERVING, answer what was asked, for at most `grace_s`, and leave."""
+    async def stop(self, grace_s: float) -> bool:
+        """Say NOT_SERVING and answer what was asked, for at most `grace_s`. Whether the expert is left."""
         event("draining", waiting_rows=self.batcher.figures.waiting_rows)
         self.health.end()
         self.service.drain()
         await self.server.stop(grace_s)
-        self.batcher.close()
+        is_left = self.batcher.close()
         if self.metrics is not None:
             self.metrics.shutdown()
             self.metrics.server_close()
+        if is_left:
+            event("left the expert in mid-call", logging.WARNING, grace_s=grace_s)
         event("stopped")
+        return is_left
+
+
+def leave() -> NoReturn:
+    """End the process, whose last thread would otherwise be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def start(
@@ -309,14 +322,15 @@ def serve(
 ) -> None:
     """Serve `oracle` until SIGTERM or SIGINT; `settings` are those of `start`."""
 
-    async def run() -> None:
+    async def run() -> bool:
         stop = asked_to_end()
         running = await start(oracle, address=address, name=name, **settings)
         print(f"expert {name} answers on grpc://{running.address}", flush=True)
         await stop.wait()
-        await running.stop(grace_s)
+        return await running.stop(grace_s)
 
-    asyncio.run(run())
+    if asyncio.run(run()):
+        leave()
 
 
 def asked_to_end(parent: int | None = None) -> asyncio.Event:

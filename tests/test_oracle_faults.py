@@ -32,6 +32,7 @@ from tests.oracle_services import (
     process,
     request,
     running,
+    scraped,
     serving,
     stub_of,
 )
@@ -67,6 +68,12 @@ def until(condition, timeout_s=10.0):
     while not condition():
         assert time.monotonic() < end, "did not come about in time"
         time.sleep(0.01)
+
+
+def total(port, workers, *sample):
+    """What all workers have counted, by what they tell at ports in a row."""
+    name = (f"tutelage_oracle_{sample[0]}", *sample[1:])
+    return sum(scraped(port + k).get(name, 0) for k in range(workers))
 
 
 class Stream:
@@ -724,12 +731,15 @@ def test_a_thousand_clients_that_come_and_go_leave_nothing():
             assert after[2] <= rss + 30 * 2**20
 
 
-def test_workers_share_a_port_come_back_and_drain(tmp_path):
+def workers_of(child):
+    return {one.pid for one in psutil.Process(child.pid).children() if "spawn_main" in str(one.cmdline())}
+
+
+def test_workers_share_a_port_and_come_back():
     command = ("tests/oracles.py:Slow", "127.0.0.1:0", "seconds=0.02", "--workers", "2", "--max-batch", "16")
     obs = np.arange(1_000, dtype=np.float32).reshape(-1, 2)
     with process(*command) as (child, address), ThreadPoolExecutor(8) as pool:
-        children = psutil.Process(child.pid).children()
-        workers = {one.pid for one in children if "spawn_main" in str(one.cmdline())}
+        workers = workers_of(child)
         assert len(workers) == 2
         oracles = [RemoteOracle([address], max_rows=16, reconnect_timeout_s=3.0) for _ in range(8)]
         answers = [pool.submit(oracle.act, obs) for oracle in oracles]
@@ -737,14 +747,40 @@ def test_workers_share_a_port_come_back_and_drain(tmp_path):
         os.kill(min(workers), signal.SIGKILL)
         for answer in answers:
             np.testing.assert_array_equal(answer.result(60), obs)
-        answers = [pool.submit(oracle.act, obs[:160]) for oracle in oracles]
-        time.sleep(0.3)
+
+
+def test_workers_answer_what_they_accepted_before_they_end():
+    port = free_port()
+    options = ("seconds=0.1", "--workers", "2", "--max-batch", "1", "--metrics-address", f"127.0.0.1:{port}")
+    with process("tests/oracles.py:Slow", "127.0.0.1:0", *options) as (child, address):
+        workers = workers_of(child)
+        streams = [Stream(address) for _ in range(8)]
+        for k, stream in enumerate(streams):
+            stream.ask(*(request(np.full((1, 2), 10 * k + n, np.float32), n) for n in range(5)))
+        until(lambda: total(port, 2, "requests_total", "ActStream") == 40)
         child.send_signal(signal.SIGTERM)
-        kept = [answer for answer in answers if answer.exception(30) is None]
-        for answer in kept:
-            np.testing.assert_array_equal(answer.result(), obs[:160])
+        for k, stream in enumerate(streams):
+            replies = {reply.id: codec.decode(reply.actions)[0, 0] for reply in stream.call}
+            assert replies == {n: 10 * k + n for n in range(5)}
         assert child.wait(20) == 0
         assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_expert_that_does_not_come_to_an_end_is_left(workers):
+    port = free_port()
+    options = ("--workers", str(workers), "--metrics-address", f"127.0.0.1:{port}", "--grace-s", "0.5")
+    with (
+        process("tests/oracles.py:Slow", "127.0.0.1:0", "seconds=300", *options) as (child, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        call = stub_of(channel).Act.future(request(OBS))
+        until(lambda: total(port, workers, "requests_total", "Act") == 1)
+        child.send_signal(signal.SIGTERM)
+        assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert child.wait(30) == 0
+        assert child.stderr is not None
+        assert child.stderr.read().startswith("warning: left the expert in mid-call (grace_s=0.5)\n")
 
 
 def test_workers_that_cannot_start_say_why():
