@@ -190,8 +190,8 @@ class Conversation:
             raise
         finally:
             self._reading = False
-        if message is None:
-            await self._refuse(GARBAGE)
+        if isinstance(message, str):  # why it is none
+            await self._refuse(message)
         return message if isinstance(message, pb.ActRequest) else None
 
     def _take(self, message: pb.ActRequest) -> None:

@@ -32,7 +32,7 @@ from expert_oracle.desk import Asked, Desk
 from expert_oracle.fitting import QuicklyChecked
 from expert_oracle.loading import checked, described
 from expert_oracle.metrics import Figures, event, expose
-from tutelage import codec
+from tutelage import codec, wire
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle
@@ -80,10 +80,10 @@ class ExpertOracleService:
             context.set_trailing_metadata(((codec.NEEDLESS, "token"),))
         return self._description
 
-    async def Act(self, request: pb.ActRequest | None, context: Any) -> pb.ActReply:
+    async def Act(self, request: pb.ActRequest | str, context: Any) -> pb.ActReply:
         self.figures.requests["Act"] += 1
-        if request is None:
-            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, GARBAGE)
+        if isinstance(request, str):
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request)
         reply = self._desk.take(request, timeout_s=context.time_remaining() or 0.0)
         if not isinstance(reply, pb.ActReply):
             reply = await _awaited(reply)
@@ -237,18 +237,26 @@ def _server(
 def _handler(service: ExpertOracleService) -> grpc.GenericRpcHandler:
     """As the generated code has it, but for requests that cannot be parsed: they are no error of ours."""
     unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-    describe = unary(service.Describe, pb.DescribeRequest.FromString, pb.DescribeReply.SerializeToString)
+    describe = unary(service.Describe, _unread, pb.DescribeReply.SerializeToString)
     act = unary(service.Act, _parsed, pb.ActReply.SerializeToString)
     act_stream = stream(service.ActStream, _parsed, pb.ActReply.SerializeToString)
     methods = {"Describe": describe, "Act": act, "ActStream": act_stream}
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
-def _parsed(data: bytes) -> pb.ActRequest | None:
+def _parsed(data: bytes) -> pb.ActRequest | str:
+    """The request, or why it is none."""
+    if (why := wire.fault(data, pb.ActRequest.DESCRIPTOR)) is not None:
+        return f"{GARBAGE}: {why}"
     try:
         return pb.ActRequest.FromString(data)
     except DecodeError:
-        return None
+        return GARBAGE
+
+
+def _unread(_: bytes) -> pb.DescribeRequest:
+    """It has no fields; whatever else is sent is not looked at."""
+    return pb.DescribeRequest()
 
 
 def listen(server: grpc.aio.Server, address: str, access: ServerAccess, *, option: str = "--address") -> int:

@@ -36,7 +36,7 @@ from tests.oracle_services import (
     serving,
     stub_of,
 )
-from tutelage import codec
+from tutelage import codec, wire
 from tutelage.errors import OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
@@ -588,6 +588,20 @@ def test_too_many_questions_in_one_message_end_the_stream():
         stream.ask(pb.ActRequest(more=[pb.ActRequest()] * (conversation.MAX_PACKED + 1)))
         with pytest.raises(grpc.RpcError, match="more than 256 questions in one message"):
             stream.hear(1)
+
+
+def test_a_message_that_would_grow_in_memory_is_refused_before_it_is_parsed():
+    bushy = b"\x2a\x00" * (wire.SMALL)  # so many empty questions
+    with serving(FIRST_TWO) as address, grpc.insecure_channel(address) as channel:
+        calls = (
+            lambda: channel.unary_unary(f"{SERVICE}Act")(bushy, timeout=20),
+            lambda: next(channel.stream_stream(f"{SERVICE}ActStream")(iter([bushy]), timeout=20)),
+        )
+        for call in calls:
+            with pytest.raises(grpc.RpcError, match="no ActRequest: more than 131,072 fields") as info:
+                call()
+            assert info.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+        assert channel.unary_unary(f"{SERVICE}Describe")(bushy, timeout=20)
 
 
 def test_a_tree_of_too_many_parts_is_refused():
