@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +53,9 @@ class Question:
     size: int  # bytes
     signature: tuple[Any, ...]  # structure, dtypes and shapes: only the same can share a forward
     answer: asyncio.Future[Tree]
+    batcher: Batcher  # where it waits
     expires_at: float  # seconds of the loop's clock
+    timer: asyncio.TimerHandle | None = None
     begun: bool = False
     left: bool = False  # begun, and nobody waits for it at the moment
 
@@ -62,6 +64,7 @@ class Question:
         if self.begun:
             self.left = True
         else:
+            self.batcher.remove(self)
             self.answer.cancel()
 
     def resume(self) -> None:
@@ -113,7 +116,7 @@ class Batcher:
         self._max_waiting = max_waiting
         self.most_rows = max(max_waiting, MOST_ROWS)
         self.figures = figures or Figures()
-        self._waiting: deque[Question] = deque()
+        self._waiting: OrderedDict[Question, None] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "expert")
         self._full = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -149,9 +152,11 @@ class Batcher:
         size = sum(leaf.nbytes for leaf in tree.flatten(obs))
         self._check_room(N, size)
         expires_at = loop.time() + timeout_s if timeout_s > 0 else math.inf
-        question = Question(obs, N, size, signature, loop.create_future(), expires_at)
+        question = Question(obs, N, size, signature, loop.create_future(), self, expires_at)
+        if expires_at < math.inf:
+            question.timer = loop.call_at(expires_at, self._expire, question)
         self._count(question, 1)
-        self._waiting.append(question)
+        self._waiting[question] = None
         if self.figures.waiting_rows >= self._max_batch:
             self._full.set()
         if not self._running:
@@ -167,6 +172,19 @@ class Batcher:
     def _count(self, question: Question, sign: int) -> None:
         self.figures.waiting_rows += sign * question.N
         self.figures.waiting_bytes += sign * question.size
+
+    def remove(self, question: Question) -> None:
+        """It waits no more, if it did."""
+        if question in self._waiting:
+            del self._waiting[question]
+            self._count(question, -1)
+            if question.timer is not None:
+                question.timer.cancel()
+
+    def _expire(self, question: Question) -> None:
+        self.remove(question)
+        if not question.answer.done():
+            question.answer.set_exception(Late("not begun within the time that the request allows"))
 
     def _timed(self, questions: Sequence[Question], rows: int) -> dict[int, Tree | Exception]:
         start, self._calling = time.perf_counter(), True
@@ -204,25 +222,21 @@ class Batcher:
                 await asyncio.wait_for(self._full.wait(), self._max_delay_s)
 
     def _take(self, now: float) -> list[Question]:
-        """The oldest question that somebody waits for, and those behind it that fit into the same batch."""
+        """The oldest question, and those behind it that fit into the same batch."""
         questions: list[Question] = []
         rows = 0
         while self._waiting:
-            question = self._waiting[0]
-            wanted = self._wanted(question, now)
-            if wanted and questions and not self._fits(question, questions[0], rows):
+            question = next(iter(self._waiting))
+            if question.expires_at < now:
+                self._expire(question)
+                continue
+            if questions and not self._fits(question, questions[0], rows):
                 break
-            self._count(self._waiting.popleft(), -1)
-            if wanted:
-                question.begun = True
-                questions.append(question)
-                rows += question.N
+            self.remove(question)
+            question.begun = True
+            questions.append(question)
+            rows += question.N
         return questions
-
-    def _wanted(self, question: Question, now: float) -> bool:
-        if question.expires_at < now and not question.answer.done():
-            question.answer.set_exception(Late("not begun within the time that the request allows"))
-        return not question.answer.done()
 
     def _fits(self, question: Question, first: Question, rows: int) -> bool:
         return question.signature == first.signature and rows + question.N <= self._max_batch

@@ -84,7 +84,7 @@ class ExpertOracleService:
         self.figures.requests["Act"] += 1
         if isinstance(request, str):
             return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request)
-        reply = self._desk.take(request, timeout_s=context.time_remaining() or 0.0)
+        reply = self._desk.take(request)
         if not isinstance(reply, pb.ActReply):
             reply = await _awaited(reply)
         if reply.busy:

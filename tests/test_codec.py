@@ -213,7 +213,7 @@ def test_the_vocabulary_imports_no_heavy_package():
     assert output.stdout.strip() == "[]"
 
 
-PAD = b"\x1a\x00"  # an empty list of trees, and a field that a question does not know
+UNKNOWN = b"\x1a\x00"  # a field that no question has
 
 
 def nested(tag, inner):
@@ -233,7 +233,7 @@ def nested(tag, inner):
         nested(0x12, nested(0x12, nested(0x0A, b"\x0a\x01a\x12\x00") * 2**18)),  # of a map
         nested(0x12, nested(0x0A, nested(0x12, bytes(2**20)))),  # axes of a tensor, packed
         nested(0x12, nested(0x0A, b"\x10\x00" * 2**20)),  # and not
-        PAD * 2**20,
+        UNKNOWN * 2**20,
     ],
 )
 def test_a_message_of_many_parts_is_not_parsed(data):

@@ -213,6 +213,41 @@ def test_a_question_that_is_late_is_not_put_to_the_expert():
     assert len(expert.rows) == 128
 
 
+def test_who_is_late_is_told_while_the_expert_is_at_work():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert) as service:
+        stream = Stream(service.address)
+        stream.ask(request(OBS, 1))
+        until(lambda: service.batcher.figures.rows == 64)
+        until(lambda: service.batcher.figures.waiting_rows == 0)  # it has begun
+        stream.ask(request(OBS, 2, timeout_s=0.1))
+        assert "not begun within the time" in stream.hear(1)[2].error
+        assert service.batcher.figures.waiting_rows == service.batcher.figures.waiting_bytes == 0
+        expert.go.set()
+        stream.hear(1)
+
+
+def test_questions_that_were_given_up_make_room_while_the_expert_is_at_work():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert, max_waiting=128) as service:
+        waiting = lambda: service.batcher.figures.waiting_rows  # noqa: E731
+        first = Stream(service.address)
+        first.ask(request(OBS, 1))
+        until(lambda: service.batcher.figures.rows == 64 and not waiting())
+        for _ in range(3):  # as one who tries again and again
+            stream = Stream(service.address)
+            stream.ask(request(OBS + 1, 2), request(OBS + 1, 3))
+            until(lambda: waiting() == 128)
+            stream.break_off()
+            until(lambda: not waiting())
+        assert not service.batcher.figures.refusals
+        expert.go.set()
+        first.hear(1)
+    assert len(expert.rows) == 64
+
+
 def test_a_call_that_was_given_up_is_not_put_to_the_expert():
     expert = Counting()
     expert.go.clear()
