@@ -36,33 +36,50 @@ MAX_GONE = 1024
 
 @dataclass(eq=False)
 class Memory:
-    """What one client asked and may not have heard the answer of."""
+    """What one client asked and may not have heard the answer of, by id and digest of the observations.
+
+    A client that starts anew under its old name may use its old ids for other questions.
+    """
 
     memories: Memories  # where it is one of
-    waiting: dict[int, Asked] = field(default_factory=dict)
-    replies: OrderedDict[int, pb.ActReply] = field(default_factory=OrderedDict)
+    waiting: dict[int, tuple[int, Asked]] = field(default_factory=dict)
+    replies: OrderedDict[int, tuple[int, pb.ActReply]] = field(default_factory=OrderedDict)
     size: int = 0  # bytes of the replies
-    streams: int = 0  # open ones
+    streams: int = 0  # and calls that are open
     forgotten: bool = False
 
-    def note(self, reply: pb.ActReply | Asked) -> None:
+    def ask(self, desk: Desk, request: pb.ActRequest) -> pb.ActReply | Asked:
+        """What is known of the question, or what the desk makes of it."""
+        self.forget_before(request.oldest)
+        digest = hash(request.obs.SerializeToString(deterministic=True))
+        known = self.known(request.id, digest)
+        if known is not None:
+            desk.figures.repeats += 1
+            return known
+        reply = desk.take(request, lambda asked: self._keep(asked, digest))
+        self.note(reply, digest)
+        return reply
+
+    def note(self, reply: pb.ActReply | Asked, digest: int) -> None:
         """What became of a new question."""
+        self._drop(reply.id)
         if isinstance(reply, Asked):
-            self.waiting[reply.id] = reply
+            self.waiting[reply.id] = digest, reply
         else:
-            self._keep_reply(reply)
+            self.waiting.pop(reply.id, None)
+            self._keep_reply(reply, digest)
 
-    def keep(self, asked: Asked) -> None:
+    def _keep(self, asked: Asked, digest: int) -> None:
         """The expert has answered, or was spared the question."""
-        if self.waiting.get(asked.id) is asked:
+        if self.waiting.get(asked.id) == (digest, asked):
             del self.waiting[asked.id]
-        if asked.reply is not None:
-            self._keep_reply(asked.reply)
+            if asked.reply is not None:
+                self._keep_reply(asked.reply, digest)
 
-    def _keep_reply(self, reply: pb.ActReply) -> None:
+    def _keep_reply(self, reply: pb.ActReply, digest: int) -> None:
         if reply.busy or self.forgotten:
             return  # it is to be asked again
-        self.replies[reply.id] = reply
+        self.replies[reply.id] = digest, reply
         self._resize(reply.ByteSize())
         while len(self.replies) > MAX_REMEMBERED or self.size > MAX_REMEMBERED_BYTES:
             self.drop_first()
@@ -72,11 +89,12 @@ class Memory:
         self.size += by
         self.memories.size += by
 
-    def known(self, request_id: int) -> pb.ActReply | Asked | None:
+    def known(self, request_id: int, digest: int) -> pb.ActReply | Asked | None:
         """The reply that may have been lost, or the question that still waits."""
-        asked = self.waiting.get(request_id)
-        if asked is None or asked.question.answer.cancelled():
-            return self.replies.get(request_id)
+        asked_digest, asked = self.waiting.get(request_id, (0, None))
+        if asked is None or asked_digest != digest or asked.question.answer.cancelled():
+            reply_digest, reply = self.replies.get(request_id, (0, None))
+            return reply if reply_digest == digest else None
         return asked
 
     def forget_before(self, oldest: int) -> None:
@@ -85,7 +103,11 @@ class Memory:
             self.drop_first()
 
     def drop_first(self) -> None:
-        self._resize(-self.replies.popitem(last=False)[1].ByteSize())
+        self._drop(next(iter(self.replies)))
+
+    def _drop(self, request_id: int) -> None:
+        if request_id in self.replies:
+            self._resize(-self.replies.pop(request_id)[1].ByteSize())
 
     def forget(self) -> None:
         """All of it, and what the expert may answer yet."""
@@ -95,7 +117,7 @@ class Memory:
 
 
 class Memories:
-    """Those of the clients with an open stream, and of those that went a short while ago."""
+    """Those of the clients with an open stream or call, and of those that went a short while ago."""
 
     def __init__(self) -> None:
         self.size = 0  # bytes of the replies in all of them
@@ -104,7 +126,7 @@ class Memories:
 
     @contextlib.contextmanager
     def of(self, client: str) -> Iterator[Memory]:
-        """The client's memory while it has a stream open."""
+        """The client's memory while it has a stream or call open."""
         memory = self._of.setdefault(client, Memory(self))
         memory.streams += 1
         if client in self._gone:
@@ -135,6 +157,11 @@ class Memories:
                 self._forget(next(iter(self._gone)))
             else:
                 grown.drop_first()
+
+
+def ask(desk: Desk, request: pb.ActRequest, memory: Memory | None) -> pb.ActReply | Asked:
+    """From memory, or from the expert."""
+    return memory.ask(desk, request) if memory is not None and request.id else desk.take(request)
 
 
 class Conversation:
@@ -200,25 +227,11 @@ class Conversation:
         self._desk.figures.requests["ActStream"] += len(requests)
         self._packs = self._packs or len(requests) > 1
         for request in requests:
-            reply = self._answer(request)
+            reply = ask(self._desk, request, self._memory)
             if isinstance(reply, Asked):
                 self._await(reply)
             else:
                 self._outbox.append(reply)
-
-    def _answer(self, request: pb.ActRequest) -> pb.ActReply | Asked:
-        """From memory, or from the expert."""
-        memory = self._memory
-        if memory is None:
-            return self._desk.take(request)
-        memory.forget_before(request.oldest)
-        known = memory.known(request.id)
-        if known is not None:
-            self._desk.figures.repeats += 1
-            return known
-        reply = self._desk.take(request, memory.keep)
-        memory.note(reply)
-        return reply
 
     def _await(self, asked: Asked) -> None:
         asked.owner = self

@@ -30,7 +30,7 @@ class Asked:
     id: int
     question: Question
     reply: pb.ActReply | None = None
-    owner: object = None  # the stream that asked it last
+    owner: object = None  # the stream or call that asked it last
 
 
 @dataclass(eq=False)

@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection
 import tutelage
 from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
-from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories
+from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories, Memory, ask
 from expert_oracle.desk import Asked, Desk
 from expert_oracle.fitting import QuicklyChecked
 from expert_oracle.loading import checked, described
@@ -84,17 +84,17 @@ class ExpertOracleService:
         self.figures.requests["Act"] += 1
         if isinstance(request, str):
             return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request)
-        reply = self._desk.take(request)
-        if not isinstance(reply, pb.ActReply):
-            reply = await _awaited(reply)
+        with self._memory_of(context) as memory:
+            reply = ask(self._desk, request, memory)
+            if not isinstance(reply, pb.ActReply):
+                reply = await _awaited(reply)
         if reply.busy:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy: {reply.busy}")
         return reply
 
     async def ActStream(self, request_iterator: Any, context: Any) -> None:
         """Answers are written as they come; the stream ends when all that was asked is answered."""
-        client = dict(context.invocation_metadata()).get(codec.CLIENT)
-        with self._memories.of(client) if client else contextlib.nullcontext() as memory:
+        with self._memory_of(context) as memory:
             conversation = Conversation(context, self._desk, memory)
             self._conversations.add(conversation)
             if self._draining:  # the stream was on its way when the service was told to end
@@ -105,6 +105,11 @@ class ExpertOracleService:
             finally:
                 self.figures.streams -= 1
                 self._conversations.discard(conversation)
+
+    def _memory_of(self, context: Any) -> contextlib.AbstractContextManager[Memory | None]:
+        """That of the client; None where it has no name."""
+        client = dict(context.invocation_metadata()).get(codec.CLIENT)
+        return self._memories.of(client) if client else contextlib.nullcontext()
 
     def drain(self) -> None:
         """Read no more questions; streams end once theirs are answered."""
@@ -138,12 +143,14 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 async def _awaited(asked: Asked) -> pb.ActReply:
+    asked.owner = own = object()
+    asked.question.resume()
     try:
         await asyncio.wait([asked.question.answer])
     finally:
-        asked.question.withdraw()  # where nobody waits any more
-    assert asked.reply is not None
-    return asked.reply
+        if asked.owner is own:
+            asked.question.withdraw()  # where nobody waits any more
+    return asked.reply or pb.ActReply(id=asked.id, busy="another call under the same id was given up")
 
 
 @dataclass(frozen=True)

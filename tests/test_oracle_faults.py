@@ -311,6 +311,50 @@ def test_a_question_under_way_when_the_line_broke_is_not_computed_again():
     assert Counter(expert.rows).most_common(1)[0][1] == 1
 
 
+def test_another_question_under_an_old_id_is_a_new_one():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert) as service:
+        first = Stream(service.address, "me")
+        first.ask(request(OBS, 1))
+        until(lambda: service.batcher.figures.rows == 64)
+        first.break_off()
+        until(lambda: service.batcher.figures.streams == 0)
+        for k in range(1, 4):  # the client has started anew; the first time its old question is under way
+            second = Stream(service.address, "me")
+            second.ask(request(OBS + k, 1))
+            until(lambda k=k: service.batcher.figures.rows == 64 * (k + 1))
+            expert.go.set()
+            np.testing.assert_array_equal(codec.decode(second.hear(1)[1].actions), (OBS + k)[:, :2])
+            second.break_off()
+        assert service.batcher.figures.repeats == 0
+    assert Counter(expert.rows).most_common(1)[0][1] == 1
+
+
+def test_a_call_that_is_tried_again_under_its_id_is_not_computed_again():
+    expert, me = Counting(), ((codec.CLIENT, "me"),)
+    expert.go.clear()
+    with running(expert) as service, grpc.insecure_channel(service.address) as channel:
+        act, figures = stub_of(channel).Act, service.batcher.figures
+        first = act.future(request(OBS, 1), metadata=me)
+        until(lambda: figures.rows == 64 and not figures.waiting_rows)
+        first.cancel()
+        again = act.future(request(OBS, 1), metadata=me)  # under way
+        until(lambda: figures.repeats == 1)
+        expert.go.set()
+        for call in (again, act.future(request(OBS, 1), metadata=me)):  # and answered
+            np.testing.assert_array_equal(codec.decode(call.result().actions), OBS[:, :2])
+        assert (figures.repeats, len(expert.rows)) == (2, 64)
+        stream = Stream(service.address, "me")  # its answer is the client's, by whichever way
+        stream.ask(request(OBS, 1))
+        stream.hear(1)
+        assert len(expert.rows) == 64
+        for metadata, number in ((me, 0), ((), 1)):
+            act(request(OBS, number), metadata=metadata)
+            act(request(OBS, number), metadata=metadata)
+        assert len(expert.rows) == 5 * 64
+
+
 def test_the_memory_of_all_clients_together_is_bounded():
     replies = [pb.ActReply(id=number, error="x" * 2**20) for number in range(1, 16)]
 
@@ -318,7 +362,7 @@ def test_the_memory_of_all_clients_together_is_bounded():
         for client in clients:
             memory = stay.enter_context(memories.of(client))
             for reply in replies:
-                memory.note(reply)
+                memory.note(reply, 0)
 
     async def come_and_go():
         memories = conversation.Memories()
@@ -327,14 +371,14 @@ def test_the_memory_of_all_clients_together_is_bounded():
                 await come(memories, [f"gone {number}"], stay)
         assert 0.9 * conversation.MAX_ALL_BYTES < memories.size <= conversation.MAX_ALL_BYTES
         with memories.of("gone 39") as last, memories.of("gone 0") as first:
-            assert [last.known(reply.id) for reply in replies] == replies
-            assert first.known(1) is None
+            assert [last.known(reply.id, 0) for reply in replies] == replies
+            assert first.known(1, 0) is None
         with contextlib.ExitStack() as stay:
             await come(memories, [f"here {number}" for number in range(40)], stay)
             assert memories.size <= conversation.MAX_ALL_BYTES
             with memories.of("here 0") as first, memories.of("gone 39") as last:
-                assert [first.known(reply.id) for reply in replies] == replies
-                assert last.known(1) is None
+                assert [first.known(reply.id, 0) for reply in replies] == replies
+                assert last.known(1, 0) is None
         for client in [*map("here {}".format, range(40))]:
             with memories.of(client) as memory:
                 memory.forget_before(16)
