@@ -20,7 +20,12 @@ from tutelage import codec
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
 MAX_UNANSWERED = 64
-"""Questions of one stream that are read before the first of them is answered."""
+"""Questions of one stream that are taken before the first of them is answered."""
+MAX_UNREAD_BYTES = 256 * 2**20
+"""Of all answers together that are there and not sent."""
+SPARED_BYTES = 2**16
+"""So much each stream and call may have unread when others use up the rest."""
+UNREAD = "too many answers are not read; this one did not fit among them"
 GARBAGE = "that was no ActRequest"
 MAX_PACKED = 256
 """Questions in one message."""
@@ -159,6 +164,20 @@ class Memories:
                 grown.drop_first()
 
 
+@dataclass(eq=False)
+class Unread:
+    """Answers of all streams and calls that are there and not sent."""
+
+    size: int = 0  # bytes
+
+    def grow(self, by: int) -> None:
+        self.size += by
+
+    def has_room(self, size: int, own: int) -> bool:
+        """For an answer of one that has `own` bytes of them."""
+        return self.size + size <= MAX_UNREAD_BYTES or own + size <= SPARED_BYTES
+
+
 def ask(desk: Desk, request: pb.ActRequest, memory: Memory | None) -> pb.ActReply | Asked:
     """From memory, or from the expert."""
     return memory.ask(desk, request) if memory is not None and request.id else desk.take(request)
@@ -167,12 +186,15 @@ def ask(desk: Desk, request: pb.ActRequest, memory: Memory | None) -> pb.ActRepl
 class Conversation:
     """A stream, from its first question to its last answer."""
 
-    def __init__(self, context: Any, desk: Desk, memory: Memory | None) -> None:
+    def __init__(self, context: Any, desk: Desk, memory: Memory | None, unread: Unread) -> None:
         self._context = context
         self._desk = desk
         self._memory = memory
         self._waiting: dict[Asked, None] = {}  # for the expert; oldest first
-        self._outbox: list[pb.ActReply] = []
+        self._waiting_bytes = 0
+        self._outbox: list[tuple[pb.ActReply, int]] = []  # with their bytes
+        self._unread = unread
+        self._unsent = 0  # bytes of what is in the outbox or being written
         self._writing = False
         self._writer: asyncio.Task[None] | None = None  # of what is answered later
         self._packs = False  # the client takes several replies in one message
@@ -194,7 +216,7 @@ class Conversation:
             while (message := await self._read()) is not None:
                 if len(message.more) > MAX_PACKED:
                     await self._refuse(f"more than {MAX_PACKED} questions in one message")
-                self._take(message)
+                await self._take(message)
                 await self._write()
                 await self._until(self._has_room)
             await self._until(self._is_done)
@@ -221,42 +243,60 @@ class Conversation:
             await self._refuse(message)
         return message if isinstance(message, pb.ActRequest) else None
 
-    def _take(self, message: pb.ActRequest) -> None:
+    async def _take(self, message: pb.ActRequest) -> None:
         """Answer what can be answered at once; the rest is written when the expert has answered."""
         requests = message.more or (message,)
-        self._desk.figures.requests["ActStream"] += len(requests)
         self._packs = self._packs or len(requests) > 1
         for request in requests:
+            if not self._has_room():
+                await self._write()
+                await self._until(self._has_room)
+            self._desk.figures.requests["ActStream"] += 1
             reply = ask(self._desk, request, self._memory)
             if isinstance(reply, Asked):
                 self._await(reply)
             else:
-                self._outbox.append(reply)
+                self._post(reply)
 
     def _await(self, asked: Asked) -> None:
         asked.owner = self
         asked.question.resume()
-        self._waiting[asked] = None
+        if asked not in self._waiting:
+            self._waiting[asked] = None
+            self._waiting_bytes += asked.question.size
         asked.question.answer.add_done_callback(lambda _: self._hear(asked))
 
     def _hear(self, asked: Asked) -> None:
         """The expert has answered; what it answers at the same time is written together."""
-        self._waiting.pop(asked, None)
+        if asked in self._waiting:
+            del self._waiting[asked]
+            self._waiting_bytes -= asked.question.size
         self._changed.set()
         if asked.reply is None or self._ended:
             return
-        self._outbox.append(asked.reply)
+        self._post(asked.reply)
         if not self._writing:
             self._writing = True
             self._writer = asyncio.create_task(self._write_all())
 
+    def _post(self, reply: pb.ActReply) -> None:
+        """Have the reply written; where too much is not read its question is to be asked again."""
+        size = reply.ByteSize()
+        if not self._unread.has_room(size, self._unsent):
+            self._desk.figures.refusals["busy"] += 1
+            reply = pb.ActReply(id=reply.id, busy=UNREAD)
+            size = reply.ByteSize()
+        self._outbox.append((reply, size))
+        self._grow(size)
+
+    def _grow(self, by: int) -> None:
+        self._unsent += by
+        self._unread.grow(by)
+
     def _has_room(self) -> bool:
-        """Otherwise no more is read: who does not read answers is not asked for more questions."""
+        """Otherwise no more is taken: who does not read answers is not asked for more questions."""
         unanswered = len(self._waiting) + len(self._outbox)
-        if unanswered < 2:
-            return True
-        held = sum(asked.question.size for asked in self._waiting)
-        return unanswered < MAX_UNANSWERED and held < codec.MAX_BYTES
+        return unanswered < MAX_UNANSWERED and self._waiting_bytes + self._unsent < codec.MAX_BYTES
 
     def _is_done(self) -> bool:
         return not self._waiting and not self._outbox and not self._writing
@@ -275,23 +315,25 @@ class Conversation:
     async def _write_all(self) -> None:
         try:
             while self._outbox:
-                await self._context.write(self._next())
+                message, size = self._next()
+                await self._context.write(message)
+                self._grow(-size)
         finally:
             self._writing = False
             self._changed.set()
 
-    def _next(self) -> pb.ActReply:
-        """One reply, or several in one message."""
+    def _next(self) -> tuple[pb.ActReply, int]:
+        """One reply, or several in one message, and their bytes."""
         if len(self._outbox) == 1 or not self._packs:
             return self._outbox.pop(0)
         size = count = 0
-        for reply in self._outbox:
-            size += reply.ByteSize()
+        for _, each in self._outbox:
+            size += each
             count += 1
             if size > codec.PACKED_BYTES:
                 break
         packed, self._outbox = self._outbox[:count], self._outbox[count:]
-        return pb.ActReply(more=packed)
+        return pb.ActReply(more=[reply for reply, _ in packed]), size
 
     def _abandon(self) -> None:
         """Spare the expert what nobody waits for: a stream that broke takes its questions back."""
@@ -301,3 +343,4 @@ class Conversation:
                 asked.question.withdraw()
         if self._writer is not None:
             self._writer.cancel()
+        self._grow(-self._unsent)

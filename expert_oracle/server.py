@@ -27,7 +27,17 @@ from grpc_reflection.v1alpha import reflection
 import tutelage
 from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
-from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories, Memory, ask
+from expert_oracle.conversation import (
+    GARBAGE,
+    MAX_PACKED,
+    SPARED_BYTES,
+    UNREAD,
+    Conversation,
+    Memories,
+    Memory,
+    Unread,
+    ask,
+)
 from expert_oracle.desk import Asked, Desk
 from expert_oracle.fitting import QuicklyChecked
 from expert_oracle.loading import checked, described
@@ -71,6 +81,7 @@ class ExpertOracleService:
         self._asks_for_token = asks_for_token
         self.figures = desk.figures
         self._memories = Memories()
+        self._unread = Unread()
         self._conversations: set[Conversation] = set()
         self._draining = False
 
@@ -88,14 +99,26 @@ class ExpertOracleService:
             reply = ask(self._desk, request, memory)
             if not isinstance(reply, pb.ActReply):
                 reply = await _awaited(reply)
+        reply = self._held(reply, context)
         if reply.busy:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy: {reply.busy}")
+        return reply
+
+    def _held(self, reply: pb.ActReply, context: Any) -> pb.ActReply:
+        """The reply of a call, counted until it is sent where it is large."""
+        size, unread = reply.ByteSize(), self._unread
+        if not unread.has_room(size, 0):
+            self.figures.refusals["busy"] += 1
+            return pb.ActReply(id=reply.id, busy=UNREAD)
+        if size > SPARED_BYTES:
+            unread.grow(size)
+            context.add_done_callback(lambda _: unread.grow(-size))
         return reply
 
     async def ActStream(self, request_iterator: Any, context: Any) -> None:
         """Answers are written as they come; the stream ends when all that was asked is answered."""
         with self._memory_of(context) as memory:
-            conversation = Conversation(context, self._desk, memory)
+            conversation = Conversation(context, self._desk, memory, self._unread)
             self._conversations.add(conversation)
             if self._draining:  # the stream was on its way when the service was told to end
                 conversation.drain()

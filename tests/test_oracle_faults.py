@@ -196,6 +196,50 @@ def test_unanswered_questions_of_a_stream_are_bounded():
         assert set(stream.hear(300)) == set(range(1, 301))
 
 
+def test_a_packed_message_is_taken_as_far_as_there_is_room():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert) as service:
+        stream = Stream(service.address)
+        stream.ask(*(pb.ActRequest(more=[request(OBS[:1], 100 * k + n) for n in range(100)]) for k in (1, 2)))
+        until(lambda: service.batcher.figures.requests["ActStream"] == conversation.MAX_UNANSWERED)
+        time.sleep(0.2)
+        assert service.batcher.figures.requests["ActStream"] == conversation.MAX_UNANSWERED
+        expert.go.set()
+        heard = [reply.id for message in stream.end() for reply in message.more or [message]]
+        assert sorted(heard) == [*range(100, 300)]
+
+
+class Wide:
+    """Answers each state by 2 MiB."""
+
+    def act(self, obs):
+        return np.repeat(obs[:, :1], 2**19, axis=1)
+
+
+def test_answers_that_nobody_reads_are_bounded(monkeypatch):
+    """Who asks little, is answered much and reads nothing has little held, and disturbs few others."""
+    monkeypatch.setattr(conversation, "MAX_UNREAD_BYTES", 2**24)
+    with running(Wide()) as service, grpc.insecure_channel(service.address) as channel:
+        unread, figures = service.service._unread, service.batcher.figures
+        deaf = [Stream(service.address) for _ in range(4)]
+        for stream in deaf:
+            stream.ask(*(request(OBS[:1, :1], n) for n in range(8)))
+        until(lambda: figures.requests["ActStream"] == 32 and not figures.waiting_rows)
+        until(lambda: figures.refusals["busy"] > 12)
+        assert 2**23 < unread.size <= 2**24 + 4 * conversation.SPARED_BYTES
+        with pytest.raises(grpc.RpcError, match="too many answers are not read"):
+            stub_of(channel).Act(request(OBS[:1, :1]))
+        small = stub_of(channel).Act(request(OBS[:0, :1]))  # nobody's small answers are held up
+        assert codec.decode(small.actions).shape == (0, 2**19)
+        for stream in deaf:
+            stream.break_off()
+        until(lambda: unread.size == 0)
+        large = stub_of(channel).Act(request(OBS[:1, :1]), timeout=20)
+        assert codec.decode(large.actions).shape == (1, 2**19)
+        until(lambda: unread.size == 0)
+
+
 # What nobody waits for any more
 
 
