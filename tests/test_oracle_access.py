@@ -90,6 +90,7 @@ def pki(tmp_path_factory):
         "wrong ca": {"ca": other.ca},
         "client": {"ca": ours.ca, **dict(zip(("cert", "key"), ours.issue("client"), strict=True))},
         "stranger": {"ca": ours.ca, **dict(zip(("cert", "key"), other.issue("client"), strict=True))},
+        "late": {"ca": ours.ca, **dict(zip(("cert", "key"), ours.issue("late", days=-1), strict=True))},
         "sesame": {"token": "sesame"},
         "wrong": {"token": "sesam"},
     }
@@ -172,8 +173,10 @@ def test_every_rpc_but_a_look_at_the_health_asks_for_the_token(pki):
         assert health.Check(look).status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_client_without_certificate_sees_unavailable(pki):
-    credentials = grpc.ssl_channel_credentials(Path(pki["ca"]["ca"]).read_bytes())
+@pytest.mark.parametrize("client", ["ca", "stranger", "late"])
+def test_a_client_without_a_certificate_that_is_good_sees_unavailable(pki, client):
+    files = [pki[client].get(name) for name in ("ca", "key", "cert")]
+    credentials = grpc.ssl_channel_credentials(*(path and Path(path).read_bytes() for path in files))
     with (
         serving(FIRST_TWO, access=ServerAccess(**pki["mutual"])) as address,
         grpc.secure_channel(address, credentials) as channel,
