@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expert_oracle import conversation
+from expert_oracle import conversation, probing
 from expert_oracle.access import ClientAccess
 from expert_oracle.links import Board
 from expert_oracle.loading import FunctionOracle
@@ -397,6 +397,62 @@ def test_a_call_that_is_tried_again_under_its_id_is_not_computed_again():
             act(request(OBS, number), metadata=metadata)
             act(request(OBS, number), metadata=metadata)
         assert len(expert.rows) == 5 * 64
+
+
+class Unsteady(oracle_pb2_grpc.ExpertOracleServicer):
+    """Answers each call at the third try."""
+
+    def __init__(self):
+        self.tries = Counter()
+
+    async def _try(self, rpc, code, context):
+        self.tries[rpc] += 1
+        if self.tries[rpc] < 3:
+            await context.abort(code, "not yet")
+
+    async def Describe(self, request, context):
+        await self._try("Describe", grpc.StatusCode.UNAVAILABLE, context)
+        return pb.DescribeReply(name="unsteady")
+
+    async def Act(self, request, context):
+        await self._try("Act", grpc.StatusCode.RESOURCE_EXHAUSTED, context)
+        return pb.ActReply(id=request.id)
+
+
+def test_the_service_config_has_grpc_try_again():
+    async def start():
+        service = grpc.aio.server()
+        oracle_pb2_grpc.add_ExpertOracleServicer_to_server(unsteady, service)
+        port = service.add_insecure_port("127.0.0.1:0")
+        await service.start()
+        return service, port
+
+    unsteady = Unsteady()
+    with looping() as run:
+        service, port = run(start())
+        with grpc.insecure_channel(f"127.0.0.1:{port}", probing.OPTIONS) as channel:
+            assert stub_of(channel).Describe(pb.DescribeRequest(), timeout=20).name == "unsteady"
+            assert stub_of(channel).Act(request(OBS, 5), timeout=20).id == 5
+        run(service.stop(1.0))
+    assert unsteady.tries == {"Describe": 3, "Act": 3}
+
+
+def test_a_call_that_grpc_tries_again_after_a_break_is_not_computed_again():
+    expert = Counting()
+    expert.go.clear()
+    with (
+        running(expert) as service,
+        line_to(service.address) as (address, line),
+        grpc.insecure_channel(address, probing.OPTIONS) as channel,
+    ):
+        figures = service.batcher.figures
+        call = stub_of(channel).Act.future(request(OBS, 1), metadata=((codec.CLIENT, "me"),))
+        until(lambda: figures.rows == 64)
+        line("cut")
+        until(lambda: figures.repeats == 1)
+        expert.go.set()
+        np.testing.assert_array_equal(codec.decode(call.result().actions), OBS[:, :2])
+    assert len(expert.rows) == 64
 
 
 def test_the_memory_of_all_clients_together_is_bounded():
