@@ -318,10 +318,12 @@ def bindable(address: str, option: str = "--address") -> tuple[Any, ...]:
 
 
 def asks_people(oracle: Any) -> bool:
-    """Whether people answer, who are quick with what they were asked before only."""
-    while oracle is not None and not getattr(oracle, "asks_people", False):
-        oracle = getattr(oracle, "oracle", None)  # of a wrapper
-    return oracle is not None
+    """Whether people answer, be it as one of several: they are quick with what they were asked before."""
+    if getattr(oracle, "asks_people", False):
+        return True
+    members = getattr(oracle, "members", None)
+    inside = [getattr(oracle, "oracle", None), *(members if isinstance(members, list) else [])]
+    return any(asks_people(one) for one in inside if isinstance(one, Oracle))
 
 
 def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.DescribeReply]:

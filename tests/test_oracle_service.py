@@ -412,7 +412,11 @@ def test_people_are_never_asked_on_the_event_loop():
         def __init__(self, oracle):
             self.oracle, self.act = oracle, oracle.act
 
-    for expert in (People(), Wrapped(People())):
+    class Several(Moody):
+        def __init__(self):
+            self.members = [Moody(), Wrapped(People())]
+
+    for expert in (People(), Wrapped(People()), Several()):
         assert server.asks_people(expert)
         assert not batching.Batcher(expert, max_batch=1, at_once=False).at_once(OBS, 64)
     assert not server.asks_people(Wrapped(Moody()))
