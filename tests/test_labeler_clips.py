@@ -138,6 +138,7 @@ class Quick:
 
 def test_videos_and_their_footage_have_one_limit(clips, monkeypatch):
     monkeypatch.setattr("services.labeler.clips.Filmer", Quick)
+    ours = clips(max_bytes=200_000, max_footage=100_000)
     for k in range(9):
         ours = clips(max_bytes=200_000, max_footage=100_000)  # one finds what the other has left
         ours.film(Footage(CARTPOLE, k, np.zeros(5, np.int64), 0, np.full((5, 10_000), k, np.uint8))).result()
@@ -274,12 +275,13 @@ def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
 @pytest.mark.parametrize(("room", "words"), [(200, "cannot render"), (20_000, "clips cannot be written")])
 def test_a_full_disk_is_told_from_other_faults_and_leaves_nothing_half_made(clips, room, words):
     ours = clips()
-    long = Footage(CARTPOLE, 0, np.zeros(9, np.int64), 0, np.zeros((9, 900)), frames=np.zeros((9, 8, 8, 3)))
+    seen = np.zeros((9, 8, 8, 3), np.uint8)
+    long = Footage(CARTPOLE, 0, np.zeros(9, np.int64), 0, np.zeros((9, 900)), frames=seen)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         with pytest.raises(NoRoom, match=words):
-            ours.film(replace(long, frames=long.frames.astype(np.uint8))).result()
+            ours.film(long).result()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(ours.folder.iterdir()) == []

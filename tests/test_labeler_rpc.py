@@ -190,8 +190,8 @@ def test_many_queries_at_once_with_gold(labeling):
         client.close()
 
 
-def test_some_questions_are_for_some_and_not_for_others(labeling):
-    with running(labeling, TOKENS.get) as service:
+def test_some_questions_are_for_some_and_not_for_others(labeling, known_to):
+    with running(labeling, known_to()) as service:
         client, anna = (LabelerClient(service.address, token=token) for token in ("t", "a"))
         client.submit(texts(3), only={"q0": ["bert", "carl"]}, never={"q1": ["anna", "bert"], "q0": ["carl"]})
         assert eventually(lambda: labeling.queue.counts()["open"] == 3)
