@@ -16,12 +16,18 @@ import psutil
 import pytest
 from playwright.sync_api import sync_playwright
 
+from actors.collect import Collector
+from actors.forward import random_actor
 from learner.comparisons import Comparisons
 from services.labeler.answering import worker
 from services.labeler.beside import GRPC
 from services.labeler.ledger import Ledger
+from services.labeler.serve import Running
+from services.overrides import load_config
+from services.preferences import LabelerSpec, Preferences
+from services.settings import build_config
 from tests.browser import CHROMIUM, FLAGS, GUIDED, SETTLED
-from tests.labelers import page, served
+from tests.labelers import Page, page, served, wait_for
 from tutelage.errors import ServiceError, Unreachable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,35 +158,74 @@ def test_nothing_is_lost_or_counted_twice_when_trainer_labeler_and_store_are_kil
     assert len(Comparisons(run / "preferences")) >= 35  # ties and all; only doubts teach nothing
 
 
-def test_people_see_what_was_drawn_where_nothing_can_be_replayed(tmp_path, processes):
-    run, token, machines = tmp_path / "run", tmp_path / "token", tmp_path / "machines"
+RESTLESS = "environment.env=tests.environments_for_tests:Restless-v0"
+
+
+def machines_of(folder: Path) -> tuple[Path, Path]:
+    """A trainer's token, and the file by which a labeler knows it."""
+    token, machines = folder / "token", folder / "machines"
     token.write_text("0123456789abcdef0123456789abcdef")
     machines.write_text(f"{token.read_text()} trainer trainer\n")
+    return token, machines
+
+
+def looked_at(anna: Page, running: Running, n: int) -> list[str]:
+    """The next `n` questions, once their clips show what was observed: `Restless` says it by its greys."""
+    asked = wait_for(lambda: len(found := anna.do("lease", n=n)["questions"]) == n and found)
+    for question in asked:
+        segments = running.labeling.query(question["id"]).options
+        for panel in question["view"]["panels"]:
+            shown = greys(anna.get(f"/clips/{panel['clip']}").content)
+            assert shown.shape == (13,)  # one before each step, and the last
+            np.testing.assert_allclose(shown[:12], segments[panel["option"]].obs[:, 0], atol=0.03)
+    return [question["id"] for question in asked]
+
+
+def test_people_see_what_was_drawn_where_nothing_can_be_replayed_also_after_a_restart(tmp_path):
+    token, machines = machines_of(tmp_path)
+    config = build_config(load_config("preference-cartpole", [*SMALL, RESTLESS, "method.comparisons=4"]))
+    labelers = {"grpc_address": "127.0.0.1:0", "token_file": str(machines), "gold": 0.0}
+    seen = list[list[str]]()
+    for folder in ("first", "second"):  # which knows of nothing: what is open is asked there, whole
+        with served(tmp_path / folder, **labelers) as running:
+            spec = LabelerSpec(f"grpc://{running.grpc_address}", {"token_file": str(token)})
+            config.feedback(labeler=spec.labeler)
+            collector = Collector(config.env_recipe(), 4, drawn=config.drawn_if_not_replayed())
+            act = random_actor(collector.envs.action_space, 0)
+            settings, envs = config.reward_settings(), collector.envs
+            assert settings is not None
+            spaces = envs.observation_space, envs.action_space
+            preferences = Preferences(settings, spaces, tmp_path / "preferences", spec, 0)
+            preferences.advance([] if seen else [collector.collect(act, 64) for _ in range(2)], 0)
+            with contextlib.closing(page(running)) as anna:
+                seen.append(looked_at(anna, running, 2))
+                if len(seen) == 2:
+                    for id in seen[-1]:
+                        anna.do("answer", question=id, value=[1, 0])
+                    assert wait_for(lambda side=preferences: side.advance([], 0).ready)
+            preferences.close()
+    assert sorted(seen[0]) == sorted(seen[1])
+
+
+@pytest.mark.slow
+def test_a_run_asks_people_where_nothing_can_be_replayed(tmp_path, processes):
+    run, (token, machines) = tmp_path / "run", machines_of(tmp_path)
     labeler = {"grpc_address": "127.0.0.1:0", "token_file": str(machines), "gold": 0.0}
     with served(tmp_path / "labeler", **labeler) as running:
         settings = [
-            "environment.env=tests.environments_for_tests:Restless-v0",
             *(f"feedback.labeler=grpc://{running.grpc_address}", f"feedback.arguments.token_file={token}"),
-            *("method.terminal=judged", "method.comparisons=4", "stop.comparisons=4", "stop.env_steps=null"),
+            *("method.comparisons=4", "stop.comparisons=4", "stop.env_steps=null"),
             *("method.ask_until=1000", "method.batch=2"),
         ]
-        trainer = tutelage("train", "preference-cartpole", *SMALL, *settings, "--run", str(run), "--json")
+        trainer = tutelage(
+            *("train", "preference-cartpole", *SMALL, RESTLESS, *settings, "--run", str(run), "--json")
+        )
         processes.append(trainer)
-        anna, shown = page(running), {}
-        while len(shown) < 4:
-            assert trainer.poll() is None, trainer.communicate()
-            for question in anna.do("lease", n=2)["questions"]:
-                panels = sorted(question["view"]["panels"], key=lambda panel: panel["option"])
-                shown[question["id"]] = [greys(anna.get(f"/clips/{one['clip']}").content) for one in panels]
-                assert anna.do("answer", question=question["id"], value=[1, 0])["outcome"] == "accepted"
-            time.sleep(0.05)
+        with contextlib.closing(page(running)) as anna:
+            for _ in range(2):
+                for id in looked_at(anna, running, 2):
+                    anna.do("answer", question=id, value=[1, 0])
         assert summary_of(trainer)["comparisons"] == 4
-        anna.close()
-        queries = {id: running.labeling.query(id) for id in shown}
-    for id, query in queries.items():
-        for grey, segment in zip(shown[id], query.options, strict=True):
-            assert grey.shape == (13,)  # one before each step, and the last
-            np.testing.assert_allclose(grey[:12], segment.obs[:, 0], atol=0.03)
 
 
 def greys(video: bytes) -> np.ndarray:
