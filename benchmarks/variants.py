@@ -26,7 +26,7 @@ RULES: Mapping[str, list[str]] = {
     "safe_dagger": ["method.name=safe_dagger"],
     "ensemble_dagger": ["method.name=ensemble_dagger"],
     "thrifty_dagger": ["method.name=thrifty_dagger"],
-    "thrifty_dagger, α = 0.3": ["method.name=thrifty_dagger", "method.budget=0.3"],
+    "thrifty_dagger, α = 0.1": ["method.name=thrifty_dagger", "method.budget=0.1"],
     "hg_dagger": ["method.name=hg_dagger", "expert.arguments.tolerance=0.1", "expert.arguments.patience=5"],
 }
 
