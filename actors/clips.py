@@ -37,9 +37,11 @@ import tree
 from av.video.reformatter import VideoReformatter
 
 from actors.environments import Act, columns, make_env, put, rows, to_env
+from actors.pictures import decoded, make_lean, picture, scaled, try_gl
 from expert_oracle.feedback import Footage
 from expert_oracle.lookahead import pose_for
-from tutelage.errors import ConfigError, TutelageError
+from tutelage.disk import is_full
+from tutelage.errors import ConfigError, Killed, NoRoom, TutelageError
 from tutelage.types import Array, EnvRecipe, Tree
 
 CODECS: dict[str, tuple[str, dict[str, str]]] = {
@@ -133,7 +135,8 @@ class Filmer:
     def film(self, footage: Footage, path: str | Path, *, size: int = 256) -> Film:
         """Write the video to `path`, which appears when it is whole.
 
-        Raises ConfigError for a suffix that is none, TutelageError where the footage cannot be filmed.
+        Raises ConfigError for a suffix that is none, NoRoom on a full disk, Killed where its process was,
+        TutelageError where the footage cannot be filmed.
         """
         path = Path(path)
         if path.suffix not in CODECS:
@@ -145,10 +148,12 @@ class Filmer:
                 said = self._ask(job)
             except OSError as error:  # the process died, of this clip or by chance
                 if self._closed or died:
-                    raise TutelageError(f"cannot render {footage.recipe.id}: {error}") from None
+                    kind = Killed if isinstance(error, ChildProcessError) else TutelageError
+                    raise kind(f"cannot render {footage.recipe.id}: {error}") from None
                 died = True
         if "error" in said:
-            raise TutelageError(f"cannot render {footage.recipe.id}: {said['error']}")
+            kind = NoRoom if said["full"] else TutelageError
+            raise kind(f"cannot render {footage.recipe.id}: {said['error']}")
         return Film(**said)
 
     def close(self) -> None:
@@ -175,7 +180,7 @@ class Filmer:
                     raise OSError(f"it took longer than {LONGEST_S:g} s")
             line = process.stdout.readline()
             if not line.endswith(b"\n"):
-                raise OSError(self._last_words())
+                raise self._last_words()
         except (OSError, ValueError) as error:  # ValueError: closed by another thread
             self._end()
             raise error if isinstance(error, OSError) else OSError("no longer wanted") from None
@@ -197,15 +202,16 @@ class Filmer:
                 )
             return self._process
 
-    def _last_words(self) -> str:
+    def _last_words(self) -> OSError:
+        """Why the process ended; ChildProcessError: by a signal."""
         assert self._process is not None
         assert self._errors is not None
         status = self._process.wait()
         if status < 0:  # what it said last has nothing to do with it
-            return f"the rendering process was killed by {signal.Signals(-status).name}"
+            return ChildProcessError(f"the rendering process was killed by {signal.Signals(-status).name}")
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"the rendering process ended with {status}"
+        return OSError(lines[-1] if lines else f"the rendering process ended with {status}")
 
     def _end(self) -> None:
         process, errors = self._process, self._errors
@@ -260,9 +266,9 @@ def main() -> None:
             film = studio.film(footage, Path(path), size)
             said: dict[str, Any] = vars(film)
         except TutelageError as error:
-            said = {"error": str(error)}
+            said = {"error": str(error), "full": False}
         except Exception as error:  # of the environment, by what is wrong with it
-            said = {"error": f"{type(error).__name__}: {error}"}
+            said = {"error": f"{type(error).__name__}: {error}", "full": is_full(error)}
         print(json.dumps(said), file=answers, flush=True)
 
 
@@ -309,34 +315,11 @@ class Studio:
         return env
 
 
-def make_lean(env: Any, size: int) -> None:
-    """Render small pictures without shadows and multisampling, which on a CPU cost ten times the rest.
-
-    Reflections stay: they show what touches the ground.
-    """
-    env.model.light_castshadow[:] = 0
-    env.model.vis.quality.offsamples = 0
-    env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
-    env.mujoco_renderer.width = env.mujoco_renderer.height = size
-
-
-def try_gl(env: gym.Env) -> None:
-    """Raise TutelageError, naming what to install, unless MuJoCo can draw."""
-    install = "install the package libosmesa6, or libegl1 and libgl1-mesa-dri"
-    backend = os.environ.get("MUJOCO_GL")
-    if backend is None:
-        raise TutelageError(f"there is no OpenGL that draws without a screen; {install}")
-    env.reset()
-    try:
-        env.render()
-    except Exception as error:  # of PyOpenGL, MuJoCo or ctypes, by what is missing
-        raise TutelageError(f"MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); {install}") from None
-
-
 def _pictures(env: gym.Env, footage: Footage) -> Iterator[Array]:
     """The pictures [height, width, 3] of footage."""
     if footage.frames is not None:
-        return iter(footage.frames)
+        kept = (decoded(one) if isinstance(one, bytes) else one for one in footage.frames)
+        return _held(kept, footage.held)
     if footage.posed:
         return iter([_posed(env, footage.obs)])
     return _held(frames(env, footage.seed, footage.actions, footage.start, footage.obs), footage.held)
@@ -392,17 +375,8 @@ def _check_replayed(seen: Tree, recorded: Tree | None, row: int, step: int) -> N
     if not all(tree.flatten(same)):
         raise NotReplayedError(
             f"the episode is not replayed: its observation at step {step} is another than was recorded; "
-            "keep the frames of such environments when they are played"
+            "such episodes need the pictures that were kept when they were played"
         )
-
-
-def picture(env: gym.Env) -> Array:
-    frame = np.asarray(env.render())
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise TutelageError("it draws no pictures [height, width, 3] with render_mode='rgb_array'")
-    if not frame.any() and hasattr(env.unwrapped, "mujoco_renderer"):
-        raise TutelageError("the picture is all black: MuJoCo's OpenGL context was lost")
-    return frame
 
 
 def write(pictures: Iterator[Array], path: Path, *, fps: Fraction, size: int) -> Film:
@@ -434,13 +408,6 @@ def _encode(
             count += 1
         container.mux(stream.encode())
     return Film(count, float(fps), width, height)
-
-
-def scaled(height: int, width: int, size: int) -> tuple[int, int]:
-    """The picture's height and width with the longer side `size`; even, as codecs want them."""
-    factor = size / max(height, width)
-    height, width = (max(2, round(side * factor / 2) * 2) for side in (height, width))
-    return height, width
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 KEYS = ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown")
-GUIDED = "localStorage.setItem('tutelage-guided:comparison', '1')"
+GUIDED = "localStorage.setItem('tutelage-guided:comparison:choice', '1')"
 WATCH = """() => {
   window.waited = [];
   addEventListener("keydown", (event) => {

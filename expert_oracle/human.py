@@ -61,6 +61,8 @@ class HumanOracle:
         OracleError with their number
     """
 
+    asks_people = True
+
     def __init__(
         self,
         client: LabelerClient | str,

@@ -190,19 +190,22 @@ def doctor(
     repair: Annotated[
         bool, typer.Option("--repair", help="Make anew what is damaged of the labeler; nothing is lost.")
     ] = False,
+    store: Annotated[
+        str, typer.Option(metavar="URL", help="That labeler's store, where it has none of its own.")
+    ] = "",
     ray: Annotated[bool, typer.Option("--ray", help="Also start Ray, which takes some seconds.")] = False,
 ) -> None:
     """Check this machine: versions, environments, video, disk; each failing line says what to do."""
     from services.doctor import doctor as examine
 
-    if repair:
+    if labeler is None and (repair or store):
+        raise typer.BadParameter("give the labeler's folder: --labeler DIR")
+    if labeler is not None and repair:
         from services.labeler.repair import repair as mend
 
-        if labeler is None:
-            raise typer.BadParameter("give the labeler's folder: --labeler DIR --repair")
-        for line in mend(labeler):
+        for line in mend(labeler, store):
             typer.echo(line)
-    raise typer.Exit(examine(oracle=oracle, dataset=dataset, labeler=labeler, start_ray=ray))
+    raise typer.Exit(examine(oracle=oracle, dataset=dataset, labeler=labeler, store=store, start_ray=ray))
 
 
 @oracle_app.command("serve")

@@ -47,12 +47,15 @@ def doctor(
     oracle: str | None = None,
     dataset: Path | None = None,
     labeler: Path | None = None,
+    store: str = "",
     start_ray: bool = False,
     runs: Path | str = "runs",
     console: Console | None = None,
 ) -> int:
     """Print all checks as a table; the exit status, 1 where something essential fails."""
-    found = examine(oracle=oracle, dataset=dataset, labeler=labeler, start_ray=start_ray, runs=Path(runs))
+    found = examine(
+        oracle=oracle, dataset=dataset, labeler=labeler, store=store, start_ray=start_ray, runs=Path(runs)
+    )
     return print_checks(found, console)
 
 
@@ -72,6 +75,7 @@ def examine(
     oracle: str | None = None,
     dataset: Path | None = None,
     labeler: Path | None = None,
+    store: str = "",
     start_ray: bool = False,
     runs: Path = Path("runs"),
 ) -> Iterator[Check]:
@@ -97,7 +101,7 @@ def examine(
     if dataset is not None:
         yield _checked("dataset", lambda: dataset_folder(dataset), "name a folder such as runs/NAME/dataset")
     if labeler is not None:
-        yield from labeler_folder(labeler)
+        yield from labeler_folder(labeler, store)
 
 
 def _checked(name: str, check: Callable[[], Check], advice: str = "") -> Check:
@@ -313,10 +317,10 @@ def dataset_folder(path: Path) -> Check:
     return Check("dataset", "ok", found)
 
 
-def labeler_folder(path: Path) -> Iterator[Check]:
+def labeler_folder(path: Path, store: str) -> Iterator[Check]:
     from services.labeler.repair import examine
 
     try:
-        yield from examine(path)
+        yield from examine(path, store)
     except TutelageError as error:
         yield Check("labeler", "failure", str(error), "name a folder such as runs/NAME/labeler")

@@ -61,6 +61,7 @@ class TrainerConfig(AlgorithmConfig):
         self.oracle_spec: OracleSpec | None = None
         self.labeler_spec: LabelerSpec | None = None
         self.max_reward_lag = 4
+        self.drawn_envs = 2
         self.asynchronous = False
         self.max_version_lag = 2
         self.max_unlabelled = 2
@@ -150,6 +151,7 @@ class TrainerConfig(AlgorithmConfig):
         labeler: str | None = NOT_GIVEN,
         arguments: Mapping[str, Any] | None = NOT_GIVEN,
         max_reward_lag: int = NOT_GIVEN,
+        drawn_envs: int = NOT_GIVEN,
     ) -> TrainerConfig:
         """Who compares.
 
@@ -158,6 +160,8 @@ class TrainerConfig(AlgorithmConfig):
                 teacher), `module:attr` or `file.py:attr`.
             arguments: keyword arguments of the labeler.
             max_reward_lag: rounds by which the reward may be behind, where collection is asynchronous.
+            drawn_envs: environments of a runner that are drawn as they are played, where people are asked
+                about episodes that cannot be replayed: they are asked about those of these.
         """
         if labeler is not NOT_GIVEN or arguments is not NOT_GIVEN:
             known = self.labeler_spec or LabelerSpec("", {})
@@ -166,6 +170,8 @@ class TrainerConfig(AlgorithmConfig):
             self.labeler_spec = LabelerSpec(word, dict(given)) if word or given else None
         if max_reward_lag is not NOT_GIVEN:
             self.max_reward_lag = max_reward_lag
+        if drawn_envs is not NOT_GIVEN:
+            self.drawn_envs = drawn_envs
         return self
 
     def collection(
@@ -221,6 +227,13 @@ class TrainerConfig(AlgorithmConfig):
         if settings is None:
             return None
         return dataclasses.replace(settings, conv_filters=(self._model_config or {}).get("conv_filters"))
+
+    def drawn_if_not_replayed(self) -> int:
+        """Environments of a runner that are drawn as they are played, if episodes cannot be replayed."""
+        people = self.labeler_spec is not None and self.labeler_spec.asks_people
+        if not people or self.reward_settings() is None:
+            return 0
+        return min(self.drawn_envs, self.num_envs_per_env_runner)
 
     def steps_per_fragment(self) -> int:
         """Environment steps that one runner makes for one request."""

@@ -30,7 +30,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-KINDS = ("action", "comparison", "demonstration", "rating", "text")
+GUIDES = (
+    *("action:choice", "action:sliders", "comparison:choice", "demonstration:play"),
+    *("rating:choice", "rating:frames", "text:choice"),
+)
 PHONE = {"width": 360, "height": 740}
 SHOWN = ".question.shown"
 SETTLE_MS = 200  # a little more than the page wants between two answers
@@ -41,7 +44,7 @@ SETTLED = f"""() => {{
   if (!window.seen.has(shown)) window.seen.set(shown, performance.now());
   return performance.now() - window.seen.get(shown) > {SETTLE_MS};
 }}"""
-GUIDED = "for (const kind of %s) localStorage.setItem(`tutelage-guided:${kind}`, '1')"
+GUIDED = "for (const name of %s) localStorage.setItem(`tutelage-guided:${name}`, '1')"
 
 
 @contextlib.contextmanager
@@ -67,7 +70,7 @@ class Person:
         self.context: BrowserContext = browser.new_context(base_url=running.url, **settings)
         self.context.set_default_timeout(20_000)
         if guided:
-            self.context.add_init_script(GUIDED % json.dumps(KINDS))
+            self.context.add_init_script(GUIDED % json.dumps(GUIDES))
         self.page = self.tab()
 
     def tab(self) -> Page:

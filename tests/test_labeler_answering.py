@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from expert_oracle.synthetic import Adversary
-from services.labeler.answering import Worker, scripted, worker
+from services.labeler.answering import Habits, Worker, scripted, worker
 from services.labeler.client import LabelerClient
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
@@ -20,7 +21,7 @@ from tests.test_judge import Endpoint, longest
 from tests.test_labeler_rpc import eventually, running
 from tests.test_labeling import Camera, pair, texts
 from tutelage.errors import ConfigError
-from tutelage.types import Query
+from tutelage.types import Answer, Query
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,57 @@ def test_a_slow_one_is_slow_and_keeps_what_it_works_on(labeling, service):
     assert one.work()["accepted"] == 8  # together longer than a lease
     assert labeling.queue.counts()["expired"] == 0
     one.client.close()
+
+
+class Ponders:
+    """Judges nothing until what it holds has been kept for it, or for too long."""
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def label(self, queries):
+        assert self.kept.wait(10)
+        return [Answer(query.id, np.array([0, 1], np.float32), "p", 0.0, 0.0) for query in queries]
+
+
+@pytest.mark.parametrize("labeling", [2.0], indirect=True)
+def test_what_is_held_is_kept_while_one_answer_takes_long(labeling, service, monkeypatch):
+    kept, beat, beaten = threading.Event(), labeling.beat, []
+
+    def count(annotator, ids):
+        beaten.append((annotator, sorted(ids)))
+        if len(beaten) == 3:  # a lease long
+            kept.set()
+        return beat(annotator, ids)
+
+    monkeypatch.setattr(labeling, "beat", count)
+    ask(labeling, texts(3))
+    client = LabelerClient(service.address)
+    one = Worker(client, Ponders(kept), ("text",), Habits("paul", until_empty=True))
+    assert one.work() == {"accepted": 3}
+    client.close()
+    assert beaten[:3] == [("paul", ["q0", "q1", "q2"])] * 3
+
+
+def test_what_went_to_somebody_else_is_not_judged(labeling, service):
+    judged = []
+
+    class Judge:
+        def label(self, queries):
+            judged.extend(query.id for query in queries)
+            if len(judged) == 1:
+                labeling.give_back("q1", "paul")
+                assert eventually(lambda: "q1" not in held)
+            return [Answer(query.id, np.array([0, 1], np.float32), "p", 0.0, 0.0) for query in queries]
+
+    ask(labeling, texts(2))
+    client = LabelerClient(service.address)
+    one = Worker(client, Judge(), ("text",), Habits("paul", until_empty=True))
+    leased = client.lease("paul", 2)
+    with one._keeping(leased) as held:
+        assert not one._answer_all(leased, held, np.random.default_rng(0))
+    client.close()
+    assert judged == ["q0"]
 
 
 def test_the_words():

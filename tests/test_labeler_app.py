@@ -20,6 +20,7 @@ import pytest
 from expert_oracle.access import ServerAccess
 from expert_oracle.feedback import Footage
 from services import cli
+from services.labeler.access import Person
 from services.labeler.shield import MAX_REQUEST
 from services.run_directory import RunDirectory
 from tests.labelers import Page, page, served, texts
@@ -235,6 +236,27 @@ def test_answers_are_exported_with_what_was_asked(running, asked, tmp_path):
     assert any(line["did"] == "exported" for line in boss.get("/api/operator/audit").json())
 
 
+def test_what_a_disk_has_damaged_is_no_download_that_breaks_off(tmp_path):
+    with served(tmp_path / "labeler") as running:
+        running.labeling.submit(texts(3))
+        running.labeling.run_once()
+        anna, boss = page(running, "anna"), page(running, "boss", "operator")
+        for question in anna.do("lease", n=3)["questions"]:
+            anna.do("answer", question=question["id"], value=[1, 0])
+        with running.labeling.queries.path.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\0")
+        lines = [json.loads(line) for line in boss.get("/api/operator/export.jsonl").text.splitlines()]
+        assert [line["question"] for line in lines if line["asked"] is None] == ["q2"]
+        assert len(lines) == 3
+        ledger = running.labeling.ledger.path
+        whole = ledger.read_bytes().splitlines(keepends=True)
+        ledger.write_bytes(b"".join([whole[0], b"\0" * (len(whole[1]) - 1) + b"\n", whole[2]]))
+        for form in ("jsonl", "parquet"):
+            answer = boss.get(f"/api/operator/export.{form}")
+            assert (answer.status_code, "answers.jsonl, line 2" in answer.json()["detail"]) == (503, True)
+
+
 def test_clips_are_served_in_ranges_and_only_this_labelers(running, tmp_path_factory):
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
     footage = Footage(EnvRecipe("CartPole-v1"), 0, np.zeros((3, 1)), 0, frames=frames)
@@ -349,7 +371,7 @@ def test_invites_are_made_from_the_command_line(running, tmp_path, capsys, monke
     anna = Page(running.url).come_in(link.rpartition("/invite/")[2])
     assert anna.get("/api/me").json()["annotator"] == "cli-anna"
     code, token, _ = command("--folder", folder, "--role", "trainer", "--name", "learner")
-    assert (code, running.access.role_of(token.encode())) == (0, ("learner", "trainer"))
+    assert (code, running.access.machine(token)) == (0, Person("learner", "trainer", machine=True))
     assert command("--folder", folder, "--role", "trainer")[2].startswith("error: --name: '' is not a name")
     code, _, said = command("--folder", str(tmp_path / "none"))
     assert (code, said.startswith(f"error: {tmp_path / 'none'} is no labeler's folder")) == (2, True)

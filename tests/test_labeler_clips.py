@@ -1,20 +1,23 @@
 """The labeler's clips: each made once, kept up to a size, and no other than what was played."""
 
 import os
+import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 
-from actors.clips import Filmer
+from actors.clips import Film, Filmer
 from actors.environments import make_env
+from actors.pictures import encoded
 from actors.replay import replay
 from expert_oracle.feedback import Footage
 from services.labeler.clips import Clips
-from tutelage.errors import TutelageError
+from tutelage.errors import Killed, NoRoom, TutelageError
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
@@ -122,6 +125,27 @@ def test_footage_of_what_had_to_go_has_an_end_too(clips):
     assert again.path(names[0]) is None
 
 
+class Quick:
+    """Films nothing, at once."""
+
+    def film(self, footage, path, *, size):
+        path.write_bytes(b"v" * 10_000)
+        return Film(3, 20.0, size, size)
+
+    def close(self):
+        pass
+
+
+def test_videos_and_their_footage_have_one_limit(clips, monkeypatch):
+    monkeypatch.setattr("services.labeler.clips.Filmer", Quick)
+    ours = clips(max_bytes=200_000, max_footage=100_000)
+    for k in range(9):
+        ours = clips(max_bytes=200_000, max_footage=100_000)  # one finds what the other has left
+        ours.film(Footage(CARTPOLE, k, np.zeros(5, np.int64), 0, np.full((5, 10_000), k, np.uint8))).result()
+        assert sum(path.stat().st_size for path in ours.folder.iterdir()) < 300_000
+    assert (len(list(ours.folder.glob("*.mp4"))), len(list(ours.folder.glob("*.footage")))) == (3, 4)
+
+
 def test_what_somebody_has_removed_is_filmed_again(clips):
     ours = clips()
     name = ours.film(footage()).result()["clip"]
@@ -147,6 +171,20 @@ def test_frames_that_were_kept_are_shown_and_stay(clips):
     assert (clip["frames"], clip["width"]) == (5, 96)
     ours.film(footage()).result()
     assert ours.path(clip["clip"]).exists()
+
+
+def test_jpegs_that_were_kept_are_shown_and_the_last_is_held(clips):
+    greys = [np.full((40, 60, 3), 40 * n, np.uint8) for n in range(1, 5)]
+    jpegs = tuple(map(encoded, greys))
+    seen = Footage(CARTPOLE, 0, np.zeros(3, np.int64), 0, frames=jpegs, held=2)
+    ours = clips()
+    clip = ours.film(seen).result()
+    assert (clip["frames"], clip["width"], clip["height"]) == (6, 96, 64)
+    shown = [picture.mean() for picture in pictures(ours.path(clip["clip"]))]
+    np.testing.assert_allclose(shown, [40, 80, 120, 160, 160, 160], atol=3)
+    assert ours.film(replace(seen, frames=jpegs[:-1] + jpegs[:1])).result()["clip"] != clip["clip"]
+    with pytest.raises(TutelageError, match="cannot identify image"):
+        ours.film(replace(seen, frames=(b"no picture",) * 4)).result()
 
 
 @pytest.mark.parametrize(
@@ -226,12 +264,27 @@ def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
     fatal = ours.film(footage(recipe=EnvRecipe(NIGHT, {"draws": "death"})))
     after = ours.film(footage())
     with pytest.raises(
-        TutelageError, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"
+        Killed, match=r"cannot render .*Night-v0: the rendering process was killed by SIGKILL"
     ):
         fatal.result()
     assert after.result()["frames"] == 9
     assert {path.suffix for path in ours.folder.iterdir()} == {".mp4", ".footage"}
     assert len(list(ours.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("room", "words"), [(200, "cannot render"), (20_000, "clips cannot be written")])
+def test_a_full_disk_is_told_from_other_faults_and_leaves_nothing_half_made(clips, room, words):
+    ours = clips()
+    seen = np.zeros((9, 8, 8, 3), np.uint8)
+    long = Footage(CARTPOLE, 0, np.zeros(9, np.int64), 0, np.zeros((9, 900)), frames=seen)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        with pytest.raises(NoRoom, match=words):
+            ours.film(long).result()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(ours.folder.iterdir()) == []
 
 
 def test_one_process_turns_from_one_simulator_to_another(clips, offscreen_gl):

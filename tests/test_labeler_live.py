@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
+import redis
 from safetensors.numpy import load_file
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -25,7 +26,7 @@ from services.labeler import corrections, live, stage
 from services.overrides import load_config
 from services.run_directory import RunDirectory
 from services.settings import preflight
-from tests.labelers import Page, page, served
+from tests.labelers import Page, page, served, wait_for
 from tutelage.types import EnvRecipe, Query
 
 CARTPOLE, SEED = EnvRecipe("CartPole-v1"), 3
@@ -218,6 +219,49 @@ def test_who_ends_it_is_done(labeler):
         assert not again.terminated
 
 
+def test_what_was_played_is_kept_though_the_store_is_away_as_it_ends(labeler, monkeypatch):
+    asked(labeler, demonstration())
+    answer, away = labeler.labeling.answer, [True, True]
+
+    def is_away_at_first(*arguments, **named):
+        if away:
+            away.pop()
+            raise redis.ConnectionError("it is started again")
+        return answer(*arguments, **named)
+
+    monkeypatch.setattr(labeler.labeling, "answer", is_away_at_first)
+    with socket(leased(labeler), "/api/play/d0") as play:
+        play.until("ready")
+        play.say(action=1)
+        play.see(2)
+        play.say(end=True)
+        play.until("keeping")
+        said = play.until("ended", kept=True)
+        assert play.closed()[0] == 1000
+    assert len(stored(labeler)["d0"]["value"]) == said["step"]
+
+
+def test_what_was_played_is_kept_though_its_player_has_gone(labeler, monkeypatch):
+    asked(labeler, demonstration())
+    answer, called, gone = labeler.labeling.answer, threading.Event(), threading.Event()
+
+    def is_away_until_they_have_gone(*arguments, **named):
+        called.set()
+        if not gone.is_set():
+            raise redis.ConnectionError("it is started again")
+        return answer(*arguments, **named)
+
+    monkeypatch.setattr(labeler.labeling, "answer", is_away_until_they_have_gone)
+    with socket(leased(labeler), "/api/play/d0") as play:
+        play.until("ready")
+        play.say(action=1)
+        play.see(2)
+        play.say(end=True)
+        assert called.wait(30)
+    gone.set()
+    wait_for(lambda: "d0" in stored(labeler))
+
+
 def test_letting_go_does_nothing_where_there_is_such_an_action(labeler):
     known = {"env": "MountainCar-v0", "seed": 1, "max_steps": 60}
     asked(labeler, Query("d0", "demonstration", [], known))
@@ -357,6 +401,23 @@ def test_who_may_not_does_not(labeler):
             assert "detail" in json.loads(response.body or b"")
     assert stored(labeler) == {}
     assert not stages()
+
+
+def test_who_is_revoked_plays_and_watches_no_longer(labeler, monkeypatch):
+    monkeypatch.setattr(live, "BEAT_S", 0.05)
+    asked(labeler, Query("d0", "demonstration", [], {"env": "MountainCar-v0", "max_steps": 10_000}))
+    anna = leased(labeler)
+    token = labeler.access.token("annotator", "robot")
+    robot = Page(labeler.url, headers={"Authorization": f"Bearer {token}"})
+    for who, somebody, path, first in (
+        ("anna", anna, "/api/play/d0", "ready"),
+        ("robot", robot, "/api/live", "policy"),
+    ):
+        with socket(somebody, path) as open_one:
+            open_one.until(first)
+            labeler.access.revoke(who)
+            assert open_one.closed() == (1008, "your access has ended; ask who runs this labeler")
+    assert stored(labeler) == {}
 
 
 def test_a_machine_plays_with_its_token(labeler):

@@ -4,6 +4,7 @@ TUTELAGE_SCREENSHOTS=docs/images writes what the pages look like to that folder.
 """
 
 import itertools
+import json
 import math
 import os
 import shutil
@@ -19,6 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from actors.environments import make_env
 from actors.replay import replay
 from services.labeler.serve import Running
+from tests.browser import GUIDED, GUIDES
 from tests.labelers import served, texts
 from tutelage.types import EnvRecipe, Query, Segment
 
@@ -73,9 +75,7 @@ def visit(browser) -> Iterator[Any]:
             assert said.ok, said.text()
             opened.append((context, complaints := []))
             if guided:
-                kinds = ("comparison", "text", "action", "rating", "demonstration")
-                script = "".join(f"localStorage.setItem('tutelage-guided:{kind}', '1');" for kind in kinds)
-                context.add_init_script(script)
+                context.add_init_script(GUIDED % json.dumps(GUIDES))
         else:
             complaints = next(said for known, said in opened if known is context)
         page = context.new_page()
@@ -372,6 +372,20 @@ def test_the_guide_comes_once_and_again_when_asked_for(labeler, visit):
     expect(dialog).to_have_count(1)
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
+
+
+def test_praise_has_a_guide_of_its_own_besides_that_of_ratings(labeler, visit):
+    asked(labeler, [query for query in one_of_each_kind() if query.kind == "rating"])
+    page = visit(labeler, guided=False)
+    dialog = page.locator("dialog[open]")
+    for title in ("One clip at a time", "Praise and scold"):
+        expect(dialog.locator("h1")).to_have_text(title)
+        for _ in range(3):
+            page.keyboard.press("Enter")
+        expect(dialog).to_have_count(0)
+        press(page, "ArrowDown")
+    sent(page)
+    assert len(stored(labeler)) == 2
 
 
 def test_a_question_that_comes_later_appears_by_itself(labeler, visit):

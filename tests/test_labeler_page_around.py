@@ -198,6 +198,50 @@ def test_a_question_whose_answer_was_refused_is_asked_again(comes, ask, running)
     person.forgive("status of 422")
 
 
+def test_a_question_whose_answer_came_too_late_is_asked_again_once_it_is_open(comes, ask, running):
+    (id,) = ask(texts(1))
+    person = comes("lars")
+    person.shown()
+    queue = running.labeling.queue
+
+    def lets_go(name):  # as when a lease has ended
+        queue.ban(name)
+        queue.ban(name, False)
+
+    lets_go("lars")
+    assert [one.id for one in running.labeling.assign("mona", 1)] == [id]
+    person.page.keyboard.press(LEFT)
+    expect(person.page.get_by_role("status")).to_contain_text("came too late")
+    expect(person.page.get_by_role("button", name="Undo")).to_be_disabled()
+    lets_go("mona")
+    person.back(id)
+    person.answer(RIGHT)
+    person.sent()
+    assert meaning(stored(running)[id]) == RIGHT
+
+
+def test_an_answer_waits_for_who_gave_it_when_somebody_else_signs_in(comes, ask, running):
+    (id, _) = ask(texts(2))
+    person = comes("nele")
+    page = person.page
+    assert person.shown() == id
+    invites = [running.access.invite("annotator", name=name) for name in ("otto", "nele")]
+    enter = (
+        "invite => fetch('/api/session', {method: 'POST', body: JSON.stringify({invite}), headers: JSON_})"
+    )
+    enter = enter.replace("JSON_", "{'Content-Type': 'application/json'}")
+    page.evaluate(enter, invites[0])  # as in another tab
+    with page.expect_navigation():
+        page.keyboard.press(LEFT)
+    expect(page.locator("header .figure:has-text('answered') b")).to_have_text("0")
+    assert id not in stored(running)
+    page.evaluate(enter, invites[1])
+    page.reload()
+    person.sent()
+    assert meaning(stored(running)[id]) == LEFT
+    person.forgive("status of 403")
+
+
 def test_keys_are_known_by_their_places_where_the_letters_are_others(comes, ask, running):
     ids = ask(texts(2))
     person = comes()
@@ -543,14 +587,28 @@ def test_a_button_that_was_clicked_does_not_keep_the_keys(comes, ask):
     assert person.answer(RIGHT) == first
 
 
-def test_long_texts_are_reached_by_keys(comes, ask):
+def test_long_texts_are_reached_by_keys(comes, ask, running):
     long = "\n\n".join(f"Paragraph {n} of many." for n in range(80))
-    ask([Query("q", "text", [long, "short"], {"prompt": long})])
+    (id,) = ask([Query("q", "text", [long, "short"], {"prompt": long})])
     person = comes()
     person.shown()
     assert axe(person.page) == []
+    panels = person.page.locator(f"{SHOWN} article")
+    panel = panels.filter(has_text="Paragraph 7 ")
+    panel.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowUp"):
+        before = panel.evaluate("panel => panel.scrollTop")
+        person.page.keyboard.press(key)
+        moved = "([panel, before]) => panel.scrollTop !== before"
+        person.page.wait_for_function(moved, arg=[panel.element_handle(), before])
+    assert person.shown() == id  # nothing was said
     person.page.set_viewport_size(PHONE)
     assert sideways(person.page) == []
+    panels.filter(has_text="short").focus()  # has nothing to scroll
+    person.page.keyboard.press(TIE)
+    person.page.locator(f'[data-question="{id}"]').wait_for(state="detached")
+    person.sent()
+    assert meaning(stored(running)[id]) == TIE
 
 
 # Signing in

@@ -18,7 +18,7 @@ from learner.demonstrations import load_demonstrations
 from services.labeler import corrections
 from services.run_directory import RunDirectory
 from tests.browser import CHROMIUM, SHOWN, Person, axe, chromium, stored
-from tests.labelers import served
+from tests.labelers import served, texts
 from tutelage.types import EnvRecipe, Query
 
 SCREENSHOTS = os.environ.get("TUTELAGE_SCREENSHOTS")
@@ -94,6 +94,32 @@ def test_a_demonstration_is_played_by_keys(labeler, anna):
     assert (actions[:10] == 0).all()
     assert len(replay(EnvRecipe("MountainCar-v0"), 5, actions).actions) == len(actions)
     expect(page.locator("header .figure:has-text('answered') b")).to_have_text("1")
+
+
+def test_a_demonstration_is_taken_back_and_played_anew(labeler, anna):
+    known = {"env": "MountainCar-v0", "seed": 5, "max_steps": 400}
+    labeler.labeling.submit([*texts(1, priority=1), Query("d0", "demonstration", [], known)])
+    labeler.labeling.run_once()
+    page = anna.page
+
+    def play(key):
+        expect(page.locator(f"{SHOWN} .state")).to_contain_text("Press a key to begin.")
+        page.keyboard.down(key)
+        expect(page.locator(f"{SHOWN} .state")).to_contain_text("You play.")
+        page.keyboard.up(key)
+        page.keyboard.press("Enter")
+        page.locator('[data-question="d0"]').wait_for(state="detached")
+
+    assert anna.answer("ArrowLeft") == "q0"
+    play("ArrowLeft")
+    page.keyboard.press("z")
+    anna.back("d0")
+    play("ArrowRight")
+    answers = stored(labeler)
+    assert set(answers) == {"q0", "d0"}
+    assert answers["d0"]["value"][0] == 2
+    undone = [event.question for event in labeler.labeling.queue.events()[0] if event.type == "undo"]
+    assert undone == ["d0"]
 
 
 def test_what_is_broken_off_can_be_begun_again(labeler, anna):

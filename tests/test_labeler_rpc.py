@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from expert_oracle.human import HumanOracle
 from expert_oracle.human import LabelerClient as WayToPeople
 from services.labeler import rpc
+from services.labeler.access import Access, Audit
 from services.labeler.client import LabelerClient
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
@@ -22,7 +24,7 @@ from tutelage.errors import ConfigError, ServiceError, Unreachable
 from tutelage.protocols import Labeler
 from tutelage.types import Query
 
-TOKENS = {b"t": ("trainer-1", "trainer"), b"o": ("olga", "operator"), b"a": ("anna", "annotator")}
+TOKENS = "t trainer trainer-1\no operator olga\na annotator anna\n"
 
 
 class Service:
@@ -30,8 +32,8 @@ class Service:
 
     over: asyncio.Event
 
-    def __init__(self, labeling, role_of=None):
-        self.labeling, self.role_of, self.address = labeling, role_of, "127.0.0.1:0"
+    def __init__(self, labeling, access=None):
+        self.labeling, self.access, self.address = labeling, access, "127.0.0.1:0"
 
     def start(self):
         up = threading.Event()
@@ -39,7 +41,7 @@ class Service:
 
         async def serve():
             self.over = asyncio.Event()
-            running = await rpc.start(self.labeling, self.address, self.role_of)
+            running = await rpc.start(self.labeling, self.address, self.access)
             self.address = running.address
             up.set()
             await self.over.wait()
@@ -56,8 +58,8 @@ class Service:
 
 
 @contextmanager
-def running(labeling, role_of=None):
-    service = Service(labeling, role_of)
+def running(labeling, access=None):
+    service = Service(labeling, access)
     service.start()
     try:
         yield service
@@ -82,6 +84,19 @@ def labeling(server, tmp_path, request):
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def known_to(server, tmp_path):
+    """Who comes in by TOKENS, as often as that a second."""
+
+    def known_to(requests_per_s=50.0):
+        (tmp_path / "tokens").write_text(TOKENS)
+        given = {"secret": b"s" * 32, "audit": Audit(tmp_path / "audit.jsonl")}
+        limits = {"token_file": str(tmp_path / "tokens"), "requests_per_s": requests_per_s}
+        return Access(server.client(), tmp_path.name, **given, **limits)
+
+    return known_to
 
 
 def eventually(get):
@@ -139,6 +154,22 @@ def test_questions_go_over_and_answers_come_back(labeling):
         client.close()
 
 
+def test_pictures_go_over_whole_and_not_to_who_answers(labeling):
+    query = pair()
+    seen = [tuple(b"%d" % i * 1000 for i in range(len(one.ended) + 1)) for one in query.options]
+    options = [replace(one, pictures=some) for one, some in zip(query.options, seen, strict=True)]
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        client.submit([replace(query, options=options)])
+        assert [one.pictures for one in labeling.query("p0").options] == seen
+        assert eventually(lambda: len(labeling.clips.films) == 2)
+        labeling.clips.develop()
+        assert eventually(lambda: client.stats().depth == {"comparison": 1})
+        (leased,) = client.lease("anna")
+        assert [one.pictures for one in leased.query.options] == [None, None]
+        client.close()
+
+
 def test_label_hands_over_and_takes_what_has_come(labeling):
     with running(labeling) as service:
         client = LabelerClient(service.address)
@@ -156,6 +187,43 @@ def test_many_queries_at_once_with_gold(labeling):
         assert len(client.submit(texts(1200), gold={"q7": [1, 0], "q1100": [0, 1]})) == 1200
         assert eventually(lambda: labeling.queue.counts()["open"] == 1198)
         assert client.wait(["q0"], 0.0) == []
+        client.close()
+
+
+def test_some_questions_are_for_some_and_not_for_others(labeling, known_to):
+    with running(labeling, known_to()) as service:
+        client, anna = (LabelerClient(service.address, token=token) for token in ("t", "a"))
+        client.submit(texts(3), only={"q0": ["bert", "carl"]}, never={"q1": ["anna", "bert"], "q0": ["carl"]})
+        assert eventually(lambda: labeling.queue.counts()["open"] == 3)
+        assert [one.id for one in anna.lease(n=9)] == ["q2"]
+        assert anna.answer("q0", [1, 0])[0] == anna.answer("q1", [1, 0])[0] == "lost"
+        assert [one.id for one in client.lease("bert", n=9)] == ["q0"]
+        assert [one.id for one in client.lease("carl", n=9)] == ["q1"]
+        for one in (client, anna):
+            one.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"only": {"q9": ["anna"]}}, r"only: 'q9' is none of the queries"),
+        ({"never": {"q9": ["anna"]}}, r"never: 'q9' is none of the queries"),
+        ({"only": {"q0": []}}, r"only: nobody is named for 'q0'"),
+        ({"only": {"q0": "anna"}}, r"'q0' has a text, expected a list of names"),
+        ({"never": {"q0": ["an\nna"]}}, r"never, q0: 'an\\nna' is not a name"),
+        (
+            {"only": {"q0": ["anna", "bert"]}, "never": {"q0": ["bert"]}},
+            r"'q0' wants 2 answers.*; 1 are left",
+        ),
+        ({"only": {"q0": ["anna", "bert"]}, "gold": {"q0": [1, 0]}}, r"gold: 'q0' is asked of everybody"),
+    ],
+)
+def test_nobody_is_named_in_vain(labeling, settings, words):
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        with pytest.raises(ServiceError, match=words):
+            client.submit(texts(1, answers_wanted=2), **settings)
+        assert labeling.waiting() == len(labeling.queries) == 0
         client.close()
 
 
@@ -208,11 +276,12 @@ def test_a_person_behind_it_is_an_expert(labeling):
         client.close()
 
 
-def test_who_may_do_what(labeling):
+def test_who_may_do_what(labeling, known_to):
+    access = known_to()
     labeling.submit([pair("p0")])
     assert eventually(lambda: len(labeling.clips.films) == 2)
     labeling.clips.develop()
-    with running(labeling, TOKENS.get) as service:
+    with running(labeling, access) as service:
         clients = {
             role: LabelerClient(service.address, token=token)
             for token, role in (
@@ -252,6 +321,10 @@ def test_who_may_do_what(labeling):
             clients["annotator"].lease("bert")
         with pytest.raises(ServiceError, match=r"annotator: missing"):
             clients["trainer"].lease()
+        refused = [line for line in access.audit.last() if line["did"] == "refused"]
+        assert ("anna", "Submit is for trainer") in {(line.get("by"), line["why"]) for line in refused}
+        unknown = [line["address"] for line in refused if line["why"] == "a token that is not known"]
+        assert len(unknown) == len(calls)
         labeling.queue.ban("anna")
         with pytest.raises(ServiceError, match="anna is banned"):
             clients["annotator"].lease()
@@ -259,11 +332,24 @@ def test_who_may_do_what(labeling):
             client.close()
 
 
-def test_who_is_revoked_hears_no_more_answers(labeling):
-    known = dict(TOKENS)
-    with running(labeling, known.get) as service:
-        client = LabelerClient(service.address, token="t")
-        revoked = threading.Timer(0.5, known.clear)
+def test_annotators_are_held_up_where_they_ask_too_often_and_trainers_are_not(labeling, known_to):
+    with running(labeling, known_to(requests_per_s=0.1)) as service:
+        trainer, anna = (LabelerClient(service.address, token=token) for token in "ta")
+        for _ in range(20):
+            trainer.submit(texts(1))
+        anna.patience_s = 0.0
+        anna.lease()
+        with pytest.raises(Unreachable, match="too many requests; wait a moment"):
+            anna.lease()
+        for client in (trainer, anna):
+            client.close()
+
+
+def test_who_is_revoked_hears_no_more_answers(labeling, known_to):
+    access = known_to()
+    with running(labeling, access) as service:
+        client = LabelerClient(service.address, token=access.token("trainer", "learner"))
+        revoked = threading.Timer(0.5, access.revoke, ["learner"])
         revoked.start()
         with pytest.raises(ServiceError, match="not known"):
             client.answers(wait_s=60)

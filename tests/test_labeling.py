@@ -1,7 +1,9 @@
 """What the labeler's ways in stand on, with a real store: nothing asked is lost, nothing is counted twice."""
 
+import contextlib
 import dataclasses
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,14 @@ import numpy as np
 import pytest
 import redis
 
-from services.labeler.labeling import Labeling
+from expert_oracle.feedback import text
+from services.labeler.labeling import KILLED_LIMIT, Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.mixing import AFTER
 from services.labeler.queries import Queries
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
-from tutelage.errors import ServiceError
+from tutelage.errors import Killed, NoRoom, ServiceError
 from tutelage.types import EnvRecipe, Query, Segment
 
 
@@ -134,6 +137,26 @@ def test_sides_are_drawn_for_each_annotator_and_stay(make):
     assert 8 < sum(order == [1, 0] for order in anna) < 32
 
 
+def test_what_cannot_be_shown_is_given_back_and_others_are_shown(make, monkeypatch):
+    labeling = make()
+    labeling.submit(texts(5))
+    labeling.run_once()
+    view = text.view
+
+    def fails(body, order):
+        if body["texts"][0] == "one 1":
+            raise KeyError("width")
+        return view(body, order)
+
+    monkeypatch.setattr(text, "view", fails)
+    assert ids(labeling.assign("anna", 2)) == ["q0", "q2"]
+    assert ids(labeling.assign("anna", 2)) == ["q0", "q2"]
+    assert ids(labeling.assign("bert", 1)) == ["q3"]
+    assert labeling.queue.dead() == {}
+    assert ids(labeling.assign("carl", 1)) == ["q4"]
+    assert labeling.queue.dead() == {"q1": "KeyError: 'width'"}
+
+
 def test_what_is_wrong_is_named_and_nothing_is_asked(make):
     labeling = make()
     bad = [
@@ -186,6 +209,40 @@ def test_only_so_many_are_filmed_ahead_the_urgent_first(make):
     assert ids(labeling.assign("anna", 5)) == ["p4", "p3"]
 
 
+def test_who_can_take_none_of_those_that_are_filmed_is_not_left_without(make):
+    camera = Camera()
+    labeling = make(clips=camera, ahead=4, overlap=1.0)  # a second answer is wanted, and nobody else is there
+    labeling.submit([pair(f"p{i}") for i in range(12)])
+    done = []
+
+    def tick():
+        labeling.run_once()
+        camera.develop()
+        labeling.run_once()
+
+    for _ in range(8):
+        tick()
+        for one in labeling.assign("anna", 3):
+            labeling.answer(one.id, "anna", [1, 0], started_at=0.0)
+            done.append(one.id)
+        assert len(camera.films) <= 2 * (4 + len(done))
+    assert len(set(done)) == 12
+
+
+def test_nobody_makes_more_be_filmed_in_a_pause_or_by_asking_for_other_kinds(make):
+    camera = Camera()
+    labeling = make(clips=camera, ahead=1)
+    labeling.submit([pair(f"p{i}") for i in range(9)])
+    for pause in (False, True):
+        labeling.queue.pause(pause)
+        labeling.run_once()
+        camera.develop()
+        labeling.run_once()
+        assert labeling.assign("anna", 3, kinds=() if pause else ["text"]) == []
+    labeling.run_once()
+    assert len(camera.films) == 2
+
+
 def test_what_cannot_be_filmed_is_a_dead_letter_and_may_be_tried_again(make):
     camera = Camera()
     labeling = make(clips=camera)
@@ -204,6 +261,41 @@ def test_what_cannot_be_filmed_is_a_dead_letter_and_may_be_tried_again(make):
     again.run_once()
     assert ids(again.assign("anna")) == ["p0"]
     assert again.queue.dead() == {}
+
+
+@pytest.mark.parametrize("fault", [NoRoom("the disk is full"), Killed("the process was killed by SIGKILL")])
+def test_what_cannot_be_filmed_for_now_waits_and_is_filmed_later(make, monkeypatch, fault):
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit([pair()])
+    labeling.run_once()
+    for _, film in camera.films:
+        film.set_exception(fault)
+    for _ in range(2):  # the second time nothing is tried
+        with pytest.raises(ServiceError, match=str(fault)):
+            labeling.run_once()
+    assert (labeling.queue.dead(), labeling.waiting(), len(camera.films)) == ({}, 1, 2)
+    monkeypatch.setattr(labeling, "_film_from", 0.0)
+    with pytest.raises(ServiceError, match=str(fault)):
+        labeling.run_once()
+    camera.develop()
+    labeling.run_once()
+    assert ids(labeling.assign("anna")) == ["p0"]
+
+
+def test_a_question_that_kills_who_films_it_is_a_dead_letter_in_the_end(make, monkeypatch):
+    monkeypatch.setattr("services.labeler.labeling.PAUSE_S", 0.0)
+    camera = Camera()
+    labeling = make(clips=camera)
+    labeling.submit([pair()])
+    for _ in range(2 * KILLED_LIMIT):
+        with contextlib.suppress(ServiceError):
+            labeling.run_once()
+        for _, film in camera.films:
+            if not film.done():
+                film.set_exception(Killed("killed by SIGSEGV"))
+    assert len(camera.films) == 2 * KILLED_LIMIT
+    assert labeling.queue.dead() == {"p0": "killed by SIGSEGV"}
 
 
 def test_what_is_ready_when_the_store_goes_away_is_asked_later(make, monkeypatch):
@@ -228,6 +320,27 @@ def test_what_is_ready_when_the_store_goes_away_is_asked_later(make, monkeypatch
     assert set(labeling.queue.dead()) == {"p1"}
 
 
+@pytest.mark.parametrize("fails", ["states", "missing"])
+def test_what_is_submitted_while_the_store_is_away_is_asked_when_it_is_back(make, monkeypatch, fails):
+    labeling = make()
+    labeling.submit(texts(3))
+    labeling.withdraw(["q0", "q1"])
+    labeling.run_once()
+
+    def away(*_):
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling.queue, fails, away)
+        with pytest.raises(redis.ConnectionError):
+            labeling.submit(texts(5))
+    assert labeling.waiting() == 2
+    for _ in range(2):
+        labeling.submit(texts(5))
+        labeling.run_once()
+    assert ids(labeling.assign("anna", 9)) == ["q2", "q0", "q1", "q3", "q4"]
+
+
 def test_an_answer_taken_back_takes_the_place_of_the_first(make):
     labeling = make()
     labeling.submit(texts(1))
@@ -246,18 +359,39 @@ def test_gold_is_asked_of_everybody_and_given_to_no_learner(make):
     labeling.submit([*texts(3, answers_wanted=2), Query("g", "text", ["a", "b"])], gold={"g": [1, 0]})
     labeling.run_once()
     assert labeling.queue.counts()["open"] == 3
+    assert ids(labeling.assign("anna", 1)) == ["g"]
+    labeling.answer("g", "anna", [0, 1], started_at=0.0)
+    assert labeling.undo("g", "anna") == "undone"
     for who in ("anna", "bert"):
         assert sorted(answer_all(labeling, who)) == ["g", "q0", "q1", "q2"]
     labeling.run_once()
     heard = [answer.query_id for _, answer in labeling.answers()[0]]
     assert sorted(heard) == sorted(["q0", "q1", "q2"] * 2)
     gold = [event for event in labeling.ledger if event.gold is not None]
-    assert [(event.question, event.annotator, event.gold) for event in gold] == [
-        ("g", "anna", [1, 0]),
-        ("g", "bert", [1, 0]),
+    assert [(event.question, event.annotator, event.type, event.gold) for event in gold] == [
+        ("g", "anna", "answer", [1, 0]),
+        ("g", "anna", "undo", [1, 0]),
+        ("g", "anna", "answer", [1, 0]),
+        ("g", "bert", "answer", [1, 0]),
     ]
     with pytest.raises(ValueError, match=r"gold, h: value"):
         labeling.submit([Query("h", "text", ["a", "b"])], gold={"h": "left"})
+
+
+def test_gold_that_is_filmed_after_a_restart_is_asked_then(make):
+    gold = {f"g{i}": [1, 0] for i in range(3)}
+    labeling = make()
+    labeling.submit([*(pair(id) for id in gold), *texts(3)], gold)
+    labeling.run_once()
+    camera = Camera()
+    again = make(clips=camera)
+    again.run_once()
+    assert ids(again.assign("anna", 1)) == ["q0"]
+    camera.develop()
+    again.run_once()
+    for who in ("anna", "bert"):
+        assert set(ids(again.assign(who, 9))) & set(gold)
+    assert again.assign("carl", 1)[0].id in gold
 
 
 def test_some_are_asked_again_after_others_with_their_sides_reversed(make):
@@ -371,6 +505,26 @@ def test_answers_that_the_store_loses_while_it_is_served_come_back(forgetful):
     labeling.queries.close()
 
 
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_store_that_comes_back_empty_is_filled_while_it_is_served(forgetful, tmp_path, answers):
+    begin, _, _ = forgetful
+    labeling = begin()
+    labeling.submit(texts(3))
+    labeling.run_once()
+    for one in labeling.assign("anna", answers):
+        labeling.answer(one.id, "anna", [1, 0], started_at=0.0)
+    labeling.run_once()
+    before = labeling.events()
+    store = Embedded(tmp_path / "store").client()
+    store.flushall()
+    store.function_flush()
+    assert labeling.assign("anna", 3) == []
+    labeling.run_once()
+    assert labeling.events() == before
+    assert ids(labeling.assign("anna", 3)) == ["q0", "q1", "q2"][answers:]
+    labeling.queries.close()
+
+
 def test_answers_that_cannot_come_back_at_once_are_said_to_be_lost_and_are_not(forgetful, tmp_path):
     begin, remember, forget = forgetful
     labeling = begin()
@@ -435,6 +589,17 @@ def test_after_a_restart_what_was_not_asked_is(make, server):
     assert again.query("q4").options == ["one 4", "two 4"]
 
 
+def test_who_is_asked_is_known_after_a_restart_and_in_another_store(make):
+    labeling = make(overlap=1.0)
+    labeling.submit(texts(3), only={"q0": ["anna"]}, never={"q1": ["anna"]})
+    for again in (labeling, make("-fresh", overlap=1.0)):
+        again.run_once()
+        assert ids(again.assign("anna", 9)) == ["q0", "q2"]
+        assert ids(again.assign("bert", 9)) == ["q1", "q2"]
+    assert again.answer("q0", "anna", [1, 0], started_at=0.0)[0] == "accepted"
+    assert again.queue.states(["q0"]) == {"q0": "done"}  # nobody else could give a second answer
+
+
 def test_a_store_that_is_gone_is_filled_from_disk_and_ledger(make):
     labeling = make(gold=1.0)
     gold = {"g0": [1, 0], "g1": [0, 1]}
@@ -454,6 +619,24 @@ def test_a_store_that_is_gone_is_filled_from_disk_and_ledger(make):
     events = fresh.queue.events()[0]
     assert list(fresh.ledger) == events
     assert len(events) == len({(event.question, event.annotator) for event in events}) == 10
+
+
+def test_a_restored_question_that_cannot_be_filmed_is_tried_once(make):
+    labeling = make()
+    labeling.submit([pair(answers_wanted=2)])
+    labeling.run_once()
+    labeling.clips.develop()
+    labeling.run_once()
+    assert answer_all(labeling, "anna") == ["p0"]
+    labeling.run_once()
+    fresh = make("-fresh")
+    for _ in range(4):
+        fresh.run_once()
+        for _, film in fresh.clips.films:
+            if not film.done():
+                film.set_exception(ValueError("the replay differs"))
+    assert fresh.queue.dead() == {"p0": "the replay differs"}
+    assert len(fresh.clips.films) == 2
 
 
 def test_what_is_on_the_disk_survives_a_torn_end_and_a_full_disk_takes_nothing(tmp_path):
@@ -512,3 +695,23 @@ def test_the_work_goes_on_behind_and_waits_for_a_store_that_is_away(make, server
     labeling.stop()
     assert {answer.query_id for _, answer in heard} == {f"q{i}" for i in range(5)}
     assert len(list(labeling.ledger)) == 5
+
+
+def test_it_stops_in_peace_where_the_disk_is_full(make):
+    labeling = make()
+    labeling.submit(texts(1))
+    labeling.run_once()
+    answer_all(labeling, "anna")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        labeling.start()
+        deadline = time.monotonic() + 20
+        while not labeling.fault and time.monotonic() < deadline:
+            time.sleep(0.01)
+        labeling.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "answers.jsonl cannot be written: File too large" in labeling.fault
+    labeling.ledger.follow(labeling.queue)
+    assert len(labeling.ledger.answers()) == 1

@@ -1,6 +1,7 @@
 """The ledger of answers, and that it and the queue agree whatever is killed."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -66,21 +67,24 @@ def test_a_damaged_line_is_named(tmp_path):
         list(ledger)
 
 
-def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
-    code = (
-        "import resource, signal, sys; from services.labeler.ledger import Ledger\n"
-        "from tests.test_ledger import event\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
-        "ledger = Ledger(sys.argv[1]); ledger.append([event(1)])\n"
-        "try: ledger.append([event(n) for n in range(2, 50)])\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-    )
-    path = tmp_path / "answers.jsonl"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert "ServiceError" in done.stdout
-    assert "File too large" in done.stdout
-    assert list(Ledger(path)) == [event(1)]
+@pytest.mark.parametrize("more", [3, 49])  # within a buffer, and beyond it
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path, more):
+    ledger, full = Ledger(tmp_path / "answers.jsonl"), tmp_path / "full"
+    ledger.append([event(1)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+        with pytest.raises(ServiceError, match=r"answers\.jsonl cannot be written: File too large"):
+            ledger.append([event(n) for n in range(2, 2 + more)])
+        assert list(ledger) == [event(1)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        with pytest.raises(ServiceError, match=r"full cannot be written: File too large"):
+            Ledger(full).append([event(1)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    ledger.append([event(2)])
+    assert list(ledger) == [event(1), event(2)]
+    assert list(Ledger(full)) == []
 
 
 def test_a_thousand_answers_of_eight_survive_the_death_of_the_store_and_of_the_ledgers_writer(tmp_path):

@@ -1,6 +1,7 @@
 """Runs that learn from comparisons: a hidden reward from few answers; kills in turn; people and machines."""
 
 import contextlib
+import io
 import json
 import re
 import subprocess
@@ -9,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import av
+import numpy as np
 import psutil
 import pytest
 from playwright.sync_api import sync_playwright
@@ -18,6 +21,7 @@ from services.labeler.answering import worker
 from services.labeler.beside import GRPC
 from services.labeler.ledger import Ledger
 from tests.browser import CHROMIUM, FLAGS, GUIDED, SETTLED
+from tests.labelers import page, served
 from tutelage.errors import ServiceError, Unreachable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +150,45 @@ def test_nothing_is_lost_or_counted_twice_when_trainer_labeler_and_store_are_kil
     assert set(heard) <= set(answered)
     assert len({line["asked"] for line in lines if "asked" in line}) == 40
     assert len(Comparisons(run / "preferences")) >= 35  # ties and all; only doubts teach nothing
+
+
+def test_people_see_what_was_drawn_where_nothing_can_be_replayed(tmp_path, processes):
+    run, token, machines = tmp_path / "run", tmp_path / "token", tmp_path / "machines"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    machines.write_text(f"{token.read_text()} trainer trainer\n")
+    labeler = {"grpc_address": "127.0.0.1:0", "token_file": str(machines), "gold": 0.0}
+    with served(tmp_path / "labeler", **labeler) as running:
+        settings = [
+            "environment.env=tests.environments_for_tests:Restless-v0",
+            *(f"feedback.labeler=grpc://{running.grpc_address}", f"feedback.arguments.token_file={token}"),
+            *("method.terminal=judged", "method.comparisons=4", "stop.comparisons=4", "stop.env_steps=null"),
+            *("method.ask_until=1000", "method.batch=2"),
+        ]
+        trainer = tutelage("train", "preference-cartpole", *SMALL, *settings, "--run", str(run), "--json")
+        processes.append(trainer)
+        anna, shown = page(running), {}
+        while len(shown) < 4:
+            assert trainer.poll() is None, trainer.communicate()
+            for question in anna.do("lease", n=2)["questions"]:
+                panels = sorted(question["view"]["panels"], key=lambda panel: panel["option"])
+                shown[question["id"]] = [greys(anna.get(f"/clips/{one['clip']}").content) for one in panels]
+                assert anna.do("answer", question=question["id"], value=[1, 0])["outcome"] == "accepted"
+            time.sleep(0.05)
+        assert summary_of(trainer)["comparisons"] == 4
+        anna.close()
+        queries = {id: running.labeling.query(id) for id in shown}
+    for id, query in queries.items():
+        for grey, segment in zip(shown[id], query.options, strict=True):
+            assert grey.shape == (13,)  # one before each step, and the last
+            np.testing.assert_allclose(grey[:12], segment.obs[:, 0], atol=0.03)
+
+
+def greys(video: bytes) -> np.ndarray:
+    """How bright each picture of a video is, from 0 to 1."""
+    with av.open(io.BytesIO(video), "r") as container:
+        return np.array(
+            [frame.to_ndarray(format="rgb24").mean() / 255 for frame in container.decode(video=0)]
+        )
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["feedback.labeler=synthetic:orakle"], "did you mean 'oracle'"),
         (["feedback.labeler=synthetic:oracle", "feedback.arguments.patience=1"], "feedback.arguments"),
         (["feedback.max_reward_lag=-1"], "feedback.max_reward_lag"),
+        (["feedback.drawn_envs=0"], "feedback.drawn_envs: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_what_is_wrong_is_named(changes, words):

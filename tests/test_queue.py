@@ -249,12 +249,31 @@ def test_nobody_is_given_anything_in_a_pause_and_the_banned_never(queue):
     assert queue.lease("anna") == []
 
 
-def test_gold_is_in_the_event_and_not_in_the_lease(queue):
+def test_gold_is_in_the_events_and_not_in_the_lease(store, queue):
     queue.submit([Question("q0", "comparison", {"pair": 1}, gold=[1, 0])])
     (lease,) = queue.lease("anna")
     assert "gold" not in str(lease)
     queue.answer("q0", "anna", {})
-    assert queue.events()[0][0].gold == [1, 0]
+    queue.undo("q0", "anna")
+    events = queue.events()[0]
+    assert [(event.type, event.gold) for event in events] == [("answer", [1, 0]), ("undo", [1, 0])]
+    again = Queue(store, f"{queue._prefix}-again")
+    assert again.restore(events) == 2
+    assert again.events()[0] == events
+
+
+def test_a_kept_question_is_lent_once_it_is_there(queue):
+    assert queue.lend("g", "anna") == "absent"
+    queue.submit([Question("g", "comparison", gold=[1, 0], kept=True)])
+    assert [queue.lend("g", "anna") for _ in range(2)] == ["lent", "had"]
+    assert queue.answer("g", "anna", {})[0] == "accepted"
+    assert queue.lend("g", "anna") == "had"
+    for who in ("bert", "carl", "dora"):
+        queue.lend("g", who)
+        queue.give_back("g", who, broken="the clip does not play")
+    assert queue.lend("g", "emma") == "absent"
+    queue.requeue("g")
+    assert queue.lend("g", "emma") == "lent"
 
 
 def test_an_unknown_question_is_said(queue):
@@ -317,6 +336,29 @@ def test_answers_of_a_ledger_are_put_back_once(store, queue):
     assert again.submit([Question("q0", "comparison"), Question("q1", "comparison")]) == 1
 
 
+def test_a_restored_question_that_cannot_be_asked_is_a_dead_letter_until_it_can(store, queue):
+    ask(queue, wanted=2)
+    queue.lease("anna")
+    queue.answer("q0", "anna", {})
+    again = Queue(store, f"{queue._prefix}-again")
+    again.restore(queue.events()[0], 2)
+    assert again.missing(["q0"]) == ["q0"]
+    assert again.bury("q0", "no clip")
+    assert (again.states(["q0"]), again.dead(), again.missing(["q0"])) == (
+        {"q0": "dead"},
+        {"q0": "no clip"},
+        [],
+    )
+    assert again.requeue("q0")
+    assert again.withdraw(["q0"]) == 1
+    assert again.missing(["q0"]) == []
+    assert again.requeue("q0")
+    assert again.missing(["q0"]) == ["q0"]
+    ask(again, wanted=2)
+    assert again.lease("anna") == []
+    assert ids(again.lease("bert")) == ["q0"]
+
+
 def test_answers_are_put_back_into_questions_that_were_asked_again(store, queue):
     queue.submit([Question(f"q{i}", "comparison", wanted=2) for i in range(2)])
     for name, asked in (("anna", 2), ("bert", 1)):
@@ -327,3 +369,41 @@ def test_answers_are_put_back_into_questions_that_were_asked_again(store, queue)
     assert again.restore(queue.events()[0]) == 3
     assert [lease.id for lease in again.lease("carl", n=2)] == ["q1"]  # q0 has its two
     assert again.lease("anna", n=2) == []
+
+
+def test_a_store_without_our_functions_is_given_them_again(store, queue):
+    for call, said in (
+        (lambda: queue.submit([Question("q0", "comparison")]), 1),
+        (lambda: ids(queue.lease("anna")), ["q0"]),
+        (lambda: queue.answer("q0", "anna", {})[0], "accepted"),
+    ):
+        store.function_flush()
+        assert call() == said
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_answers_that_are_put_back_leave_no_leases_beyond_what_is_wanted(store, queue, wanted):
+    ask(queue, wanted=wanted)
+    queue.lease("anna")
+    queue.answer("q0", "anna", {})
+    again = Queue(store, f"{queue._prefix}-again")
+    ask(again, wanted=wanted)
+    for who in ("bert", "carl")[:wanted]:
+        assert ids(again.lease(who)) == ["q0"]
+    assert again.restore(queue.events()[0]) == 1
+    assert again.counts()["leased"] == wanted - 1
+    said = [again.answer("q0", who, {})[0] for who in ("bert", "carl")]
+    assert sorted(said) == [*["accepted"] * (wanted - 1), *["lost"] * (3 - wanted)]
+    assert len(again.events()[0]) == wanted
+
+
+def test_an_answer_after_a_skip_is_put_back_too(store, queue):
+    again = Queue(store, f"{queue._prefix}-again")
+    for one in (queue, again):
+        ask(one)
+        one.lease("anna")
+        one.give_back("q0", "anna")
+    assert queue.answer("q0", "anna", {})[0] == "accepted"
+    assert again.restore(queue.events()[0]) == 1
+    assert again.states(["q0"]) == {"q0": "done"}
+    assert again.events()[0] == queue.events()[0]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from services.cli import app
 from services.labeler.ledger import Ledger
 from services.labeler.repair import examine, repair, sound_length
+from services.labeler.valkey import Embedded
 from tests.labelers import Page, page, served, texts
 from tutelage.errors import ConfigError, ServiceError
 
@@ -116,6 +117,44 @@ def test_both_damaged_answers_come_back_from_what_either_has(folder):
     all_is_there(folder)
 
 
+@pytest.fixture
+def elsewhere(folder, tmp_path):
+    """The URL of a store that is not in the labeler's folder."""
+    (folder / "store").rename(tmp_path / "elsewhere")
+    with Embedded(tmp_path / "elsewhere") as server:
+        yield server.url()
+
+
+def test_a_damaged_ledger_is_made_anew_from_a_store_elsewhere(folder, elsewhere):
+    path = folder / "answers.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], b"x", *lines[3:]]) + b"\n")
+    assert levels(folder) == {"store": "warning", "ledger": "failure", "questions": "ok"}
+    (words,) = repair(folder)
+    assert "made anew with 4 answers" in words
+    assert "no store was looked at" in words
+    assert levels(folder)["ledger"] == "ok"  # as far as can be known here
+    said = {check.name: check for check in examine(folder, elsewhere)}
+    assert (said["store"].found, said["ledger"].found) == (
+        "7 answers, with those taken back",
+        "lacks 1 lines that the store has",
+    )
+    (words,) = repair(folder, elsewhere)
+    assert "made anew with 5 answers" in words
+    assert path.read_bytes().splitlines() == lines
+    assert len(list(folder.glob("answers.jsonl-damaged-*"))) == 2
+    assert list(repair(folder, elsewhere)) == []
+
+
+def test_a_store_elsewhere_that_is_away_is_said(folder, tmp_path):
+    url = f"unix://{tmp_path}/nobody.sock"
+    assert {check.name: check.level for check in examine(folder, url)}["store"] == "failure"
+    with pytest.raises(ServiceError, match="the store cannot be reached"):
+        list(repair(folder, url))
+    with pytest.raises(ConfigError, match="--store: nonsense"):
+        list(examine(folder, "nonsense"))
+
+
 def test_sound_length_ends_at_the_first_command_that_is_none():
     good = b"*1\r\n$4\r\nPING\r\n"
     for bad in (
@@ -151,5 +190,6 @@ def test_the_command_says_and_does_it(folder):
     done = CliRunner().invoke(app, ["doctor", "--labeler", str(folder), "--repair"])
     assert "store: a new one" in done.output
     assert done.exit_code == 0
-    assert CliRunner().invoke(app, ["doctor", "--repair"]).exit_code == 2
+    for alone in (["--repair"], ["--store", "redis://localhost"]):
+        assert CliRunner().invoke(app, ["doctor", *alone]).exit_code == 2
     all_is_there(folder)

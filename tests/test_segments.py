@@ -1,11 +1,14 @@
 """Segments are stretches of one episode that can be seen again, and pairs of them are chosen as asked."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from actors.collect import Collector
 from actors.forward import random_actor
+from actors.pictures import decoded
 from actors.replay import replay
 from expert_oracle.feedback import footage_of
 from learner.pairs import WAYS, choose, probabilities
@@ -82,6 +85,31 @@ def test_an_episode_whose_beginning_is_not_known_is_passed_over():
     pool = SegmentPool(length=5, per_rollout=10, capacity=10, past_the_end=False)
     pool.add(collector.collect(upright, 20))
     assert len(pool) == 0
+
+
+def test_where_pictures_were_kept_segments_are_of_environments_that_were_drawn_and_have_theirs():
+    collector = Collector(EnvRecipe("tests.environments_for_tests:Restless-v0"), 3, drawn=1)
+    act = random_actor(collector.envs.action_space, 0)
+    pool = SegmentPool(length=12, per_rollout=60, capacity=1000, past_the_end=True)
+    rollouts = [collector.collect(act, 70) for _ in range(3)]
+    for rollout in rollouts:
+        pool.add(rollout)
+    segments = pool.newest(1000)
+    assert 10 < sum(one.played is None for one in segments) < len(segments)
+    drawn = np.concatenate(
+        [*(one.obs[:, 0, 0] for one in rollouts), *(one.final_obs[:, 0] for one in rollouts)]
+    )
+    for one in segments:
+        assert one.pictures is not None
+        numbers = np.array([decoded(picture).mean() / 255 for picture in one.pictures])
+        played = one.played or 12
+        np.testing.assert_allclose(numbers[:played], one.obs[:played, 0], atol=0.01)
+        assert np.isin(one.obs, drawn).all()
+        if one.played:
+            np.testing.assert_allclose(numbers[-1], one.obs[-1, 0], atol=0.01)
+        assert footage_of(Query("q", "comparison", [one]), 0).frames == one.pictures
+    with pytest.raises(ValueError, match=r"pictures: expected 13, one before each step and the last, got 2"):
+        replace(segments[0], played=None, pictures=(b"", b""))
 
 
 def some(n, rng, L=5):

@@ -60,7 +60,7 @@ def test_a_run_learns_cartpole_from_the_page(tmp_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page()
-        page.add_init_script("localStorage.setItem('tutelage-guided:action', '1')")
+        page.add_init_script("localStorage.setItem('tutelage-guided:action:choice', '1')")
         page.goto(link)
         page.locator("input").fill("Anna")
         page.keyboard.press("Enter")

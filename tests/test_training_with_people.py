@@ -164,6 +164,18 @@ def test_a_labeler_that_never_answers_is_not_waited_for_for_ever(tmp_path, monke
         pass
 
 
+def test_a_labeler_that_is_killed_at_its_start_is_said_to_be(tmp_path, monkeypatch):
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with (
+        pytest.raises(ServiceError, match=r"does not start: no reason given \(SIGKILL\)"),
+        beside(tmp_path),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("settings", "beta"),
     [

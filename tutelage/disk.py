@@ -1,9 +1,12 @@
-"""What makes files survive a power cut."""
+"""What makes files survive a power cut, and full disks told from other faults."""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def sync_folder(folder: Path) -> None:
@@ -13,3 +16,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether what was to be written had no room."""
+    return isinstance(error, OSError) and error.errno in FULL

@@ -39,3 +39,11 @@ class DatasetError(TutelageError):
 
 class ServiceError(TutelageError):
     """A service or its store that cannot start, or cannot be reached."""
+
+
+class NoRoom(TutelageError):
+    """A disk that is full."""
+
+
+class Killed(TutelageError):
+    """A process that a signal ended, whether by what it did or by chance."""

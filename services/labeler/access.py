@@ -224,11 +224,6 @@ class Access:
     def _is_machine(self, name: str) -> bool:
         return name in self._file.names or bool(self._store.exists(f"{self._prefix}:sessions:{name}"))
 
-    def role_of(self, token: bytes) -> tuple[str, str] | None:
-        """As `machine`, for gRPC: name and role."""
-        person = self.machine(token.decode("latin-1"))
-        return (person.name, person.role) if person is not None and person.machine else None
-
     # Checks
 
     def csrf(self, session: str) -> str:

@@ -13,11 +13,12 @@ an expert's word, which says what it would do in a state. All of them can be slo
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ from expert_oracle.loading import KINDS, NAMED, OracleSpec
 from expert_oracle.synthetic import NAMES, synthetic
 from services.labeler.client import LabelerClient, Leased
 from tutelage import plugins
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, ServiceError
 from tutelage.protocols import Labeler, Oracle
 from tutelage.types import Answer, Query, Segment
 
@@ -110,8 +111,6 @@ class Worker:
     habits: Habits
     stop: threading.Event = field(default_factory=threading.Event)
     outcomes: Counter[str] = field(default_factory=Counter)
-    _beaten: float = 0.0  # when it last said that it is there
-    _beat_s: float = BEAT_S[1]
 
     def work(self) -> Counter[str]:
         """What became of the answers, by outcome."""
@@ -122,33 +121,51 @@ class Worker:
                 break
             if not leased:
                 self.stop.wait(self.habits.idle_s)
-            if leased:
-                self._beaten, self._beat_s = time.monotonic(), _beat_s(leased)
-            for k, one in enumerate(leased):
-                self._answer(one, leased[k:])
-                if self._over():
-                    break
-                if rng.random() < self.habits.away:
-                    self.stop.wait(self.habits.away_s)
-                    break  # what it had may be somebody else's by now
+                continue
+            with self._keeping(leased) as held:
+                leaves = self._answer_all(leased, held, rng)
+            if leaves:
+                self.stop.wait(self.habits.away_s)  # what it had may be somebody else's by then
         return self.outcomes
 
-    def _think(self, held: Sequence[Leased]) -> None:
-        """For `delay_s`, while it keeps what it has."""
-        ends = time.monotonic() + self.habits.delay_s
-        while (left := ends - time.monotonic()) > 0 and not self.stop.is_set():
-            self.stop.wait(min(left, self._beat_s))
-            if time.monotonic() - self._beaten > self._beat_s:
-                self.client.beat([one.id for one in held], self.habits.annotator)
-                self._beaten = time.monotonic()
+    def _answer_all(self, leased: Sequence[Leased], held: set[str], rng: np.random.Generator) -> bool:
+        """True: it leaves in the middle."""
+        for one in leased:
+            if one.id not in held:  # it went to somebody else
+                continue
+            self._answer(one)
+            held.discard(one.id)
+            if self._over():
+                return False
+            if rng.random() < self.habits.away:
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def _keeping(self, leased: Sequence[Leased]) -> Iterator[set[str]]:
+        """What it still has of these, while a thread says that it is there, however long one answer takes."""
+        held, over = {one.id for one in leased}, threading.Event()
+        thread = threading.Thread(target=self._beat, args=(held, over, _beat_s(leased)), daemon=True)
+        thread.start()
+        try:
+            yield held
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, held: set[str], over: threading.Event, every_s: float) -> None:
+        while not over.wait(every_s):
+            ids = list(held)
+            with contextlib.suppress(ServiceError):  # who answers meets it too
+                held -= set(ids) - set(self.client.beat(ids, self.habits.annotator))
 
     def _over(self) -> bool:
         enough = self.habits.answers and self.outcomes["accepted"] >= self.habits.answers
         return self.stop.is_set() or bool(enough)
 
-    def _answer(self, one: Leased, held: Sequence[Leased]) -> None:
+    def _answer(self, one: Leased) -> None:
         began = time.time()
-        self._think(held)
+        self.stop.wait(self.habits.delay_s)
         try:
             (answer,) = self.labeler.label([one.query])
         except ValueError as error:  # this question is none for it; others may be
@@ -166,9 +183,9 @@ class Worker:
         self.outcomes[outcome] += 1
 
 
-def _beat_s(held: Sequence[Leased]) -> float:
+def _beat_s(leased: Sequence[Leased]) -> float:
     """Well before a lease ends, by the store's clock as it was told."""
-    return min(max((held[0].ends_at - time.time()) / 3, BEAT_S[0]), BEAT_S[1])
+    return min(max((leased[0].ends_at - time.time()) / 3, BEAT_S[0]), BEAT_S[1])
 
 
 def worker(address: str, word: str, arguments: Mapping[str, Any]) -> Worker:

@@ -136,23 +136,29 @@ def _start(
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
-        too_long = threading.Timer(START_S, process.kill)
-        too_long.start()
+        too_late = threading.Event()
+        timer = threading.Timer(START_S, _give_up, (process, too_late))
+        timer.start()
         said = list(_until_ready(process))
-        too_long.cancel()
+        timer.cancel()
         if said and said[-1].startswith(LAST_WORDS):
             return process, said
         _stop(process)
-        if too_long.finished.is_set() and process.returncode == -signal.SIGKILL:
+        if too_late.is_set():
             raise ServiceError(f"the labeler of {run} does not answer after {START_S:.0f} s (see {journal})")
         words = journal.read_bytes()[began:].decode(errors="replace").strip().splitlines() or [
-            "no reason given"
+            f"no reason given ({reason(process.returncode)})"
         ]
         if len(wishes) > 1 and "cannot listen" in words[-1]:
             wishes = wishes[1:]
         elif "in use" not in words[-1] or time.monotonic() > deadline:  # by one that is about to end
             raise ServiceError(f"the labeler of {run} does not start: {words[-1]} (all of it in {journal})")
         time.sleep(LOOK_S)
+
+
+def _give_up(process: subprocess.Popen[str], too_late: threading.Event) -> None:
+    too_late.set()
+    process.kill()
 
 
 def _until_ready(process: subprocess.Popen[str]) -> Iterator[str]:

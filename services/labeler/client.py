@@ -87,13 +87,27 @@ class LabelerClient:
 
     # Asking
 
-    def submit(self, queries: Sequence[Query], gold: Mapping[str, Any] = {}) -> list[str]:
+    def submit(
+        self,
+        queries: Sequence[Query],
+        gold: Mapping[str, Any] = {},
+        *,
+        only: Mapping[str, Sequence[str]] = {},
+        never: Mapping[str, Sequence[str]] = {},
+    ) -> list[str]:
         """Ask; the ids in order. They are on the service's disk when it returns.
 
-        gold: by id, the known answer, JSON. Raises ServiceError for what the service cannot ask.
+        gold: by id, the known answer, JSON. only, never: by id, the annotators who alone are asked, and those
+        who are not. Raises ServiceError for what the service cannot ask.
         """
+        for field, by_id in {"gold": gold, "only": only, "never": never}.items():
+            if unknown := sorted(set(by_id) - {query.id for query in queries}):
+                raise ServiceError(f"{field}: {unknown[0]!r} is none of the queries")
+        if a_text := [id for by_id in (only, never) for id, names in by_id.items() if isinstance(names, str)]:
+            raise ServiceError(f"only, never: {a_text[0]!r} has a text, expected a list of names")
         self._wanted |= {query.id: query.answers_wanted for query in queries}
-        return [id for request in _packed(queries, gold) for id in self._call("Submit", request).ids]
+        requests = _packed(queries, gold, only, never)
+        return [id for request in requests for id in self._call("Submit", request).ids]
 
     def wait(self, ids: Sequence[str], timeout_s: float) -> list[Answer]:
         """All answers to these queries that there are: as soon as each has as many as it wants, at the latest
@@ -288,7 +302,12 @@ class LabelerClient:
         return getattr(found[1], name)
 
 
-def _packed(queries: Sequence[Query], gold: Mapping[str, Any]) -> Iterator[pb.SubmitRequest]:
+def _packed(
+    queries: Sequence[Query],
+    gold: Mapping[str, Any],
+    only: Mapping[str, Sequence[str]],
+    never: Mapping[str, Sequence[str]],
+) -> Iterator[pb.SubmitRequest]:
     request, size = pb.SubmitRequest(), 0
     for query in queries:
         message = query_message(query)
@@ -299,5 +318,9 @@ def _packed(queries: Sequence[Query], gold: Mapping[str, Any]) -> Iterator[pb.Su
         size += message.ByteSize()
         if query.id in gold:
             request.gold[query.id] = json.dumps(gold[query.id])
+        if query.id in only:
+            request.only[query.id].names.extend(only[query.id])
+        if query.id in never:
+            request.never[query.id].names.extend(never[query.id])
     if request.queries:
         yield request

@@ -31,7 +31,8 @@ import tree
 from actors.clips import Filmer
 from expert_oracle.feedback import Footage
 from tutelage import codec
-from tutelage.errors import ServiceError, TutelageError
+from tutelage.disk import is_full
+from tutelage.errors import NoRoom, ServiceError, TutelageError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.types import EnvRecipe
 
@@ -45,8 +46,8 @@ class Clips:
     """Thread-safe. One labeler's, in a folder of its own.
 
     workers: rendering processes, each made when it is first needed; default: one for two cores
-    max_bytes: of videos that are kept; the least recently wanted go first, and none within `grace_s` of that,
-        in which it may be on its way to somebody
+    max_bytes: of videos that are kept, with their footage; the least recently wanted go first, and none
+        within `grace_s` of that, in which it may be on its way to somebody
     max_footage: bytes of footage whose videos had to go; what goes then is not filmed again by its name
     """
 
@@ -69,7 +70,7 @@ class Clips:
         self._name = re.compile(r"[0-9a-f]{64}\.(mp4|webm)")
         self._lock = threading.RLock()  # a future that is done calls back at once
         self._under_way: dict[str, Future[Clip]] = {}
-        self._kept: dict[str, int] = {}  # name -> bytes, the least recently wanted first
+        self._kept: dict[str, int] = {}  # name -> bytes with the footage, the least recently wanted first
         self._gone: dict[str, int] = {}  # likewise, the footage of videos that had to go
         self._sent_at: dict[str, float] = {}  # about when
         self._find()
@@ -83,7 +84,8 @@ class Clips:
     def film(self, footage: Footage) -> Future[Clip]:
         """The clip's name, frames, frames a second, width and height, once it is there.
 
-        The future raises TutelageError, saying why, where it cannot be made.
+        The future raises TutelageError, saying why, where it cannot be made: NoRoom and Killed where it may
+        be later.
         """
         done: Future[Clip] = Future()
         try:
@@ -147,8 +149,14 @@ class Clips:
         with self._filmer() as filmer:
             film = filmer.film(footage, self.folder / name, size=self.size)
         clip = {"clip": name, **asdict(film)}
-        self._write(name, clip, footage)
-        size = (self.folder / name).stat().st_size
+        try:
+            self._write(name, clip, footage)
+        except OSError as error:
+            (self.folder / name).unlink()  # without its footage it would not be found again
+            if is_full(error):
+                raise NoRoom(f"{self.folder} cannot be written: {error.strerror}") from None
+            raise
+        size = sum(path.stat().st_size for path in (self.folder / name, self._footage(name)))
         with self._lock:
             self._kept[name] = size
             self._gone.pop(name, None)
@@ -172,7 +180,7 @@ class Clips:
         stats = {path: path.stat() for path in self.folder.iterdir()}
         for path, stat in sorted(stats.items(), key=lambda entry: entry[1].st_mtime_ns):
             if self._name.fullmatch(path.name) and path.with_suffix(FOOTAGE) in stats:
-                self._kept[path.name] = stat.st_size
+                self._kept[path.name] = stat.st_size + stats[path.with_suffix(FOOTAGE)].st_size
             elif path.suffix == FOOTAGE and not {path.with_suffix(s) for s in (".mp4", ".webm")} & set(stats):
                 self._gone[path.with_suffix(self._suffix).name] = stat.st_size
 
@@ -192,15 +200,18 @@ class Clips:
                 total -= self._kept.pop(name)
                 self._sent_at.pop(name, None)
                 (self.folder / name).unlink(missing_ok=True)
-                self._gone[name] = (self.folder / name).with_suffix(FOOTAGE).stat().st_size
+                self._gone[name] = self._footage(name).stat().st_size
         footage = sum(self._gone.values())
         for name in list(self._gone):
             if footage <= self.max_footage:
                 break
             footage -= self._gone.pop(name)
-            (self.folder / name).with_suffix(FOOTAGE).unlink(missing_ok=True)
+            self._footage(name).unlink(missing_ok=True)
 
     # Footage on the disk: a line of JSON and the arrays
+
+    def _footage(self, name: str) -> Path:
+        return (self.folder / name).with_suffix(FOOTAGE)
 
     def _write(self, name: str, clip: Clip, footage: Footage) -> None:
         """Frames that were kept are not written again: such a clip stays."""
@@ -208,15 +219,18 @@ class Clips:
         arrays = codec.encode(
             {"actions": footage.actions, **({} if footage.obs is None else {"obs": footage.obs})}
         )
-        path = (self.folder / name).with_suffix(FOOTAGE)
+        path = self._footage(name)
         unfinished = path.with_name(f".{path.name}")
-        unfinished.write_bytes(json.dumps(known).encode() + b"\n" + arrays.SerializeToString())
-        unfinished.replace(path)
+        try:
+            unfinished.write_bytes(json.dumps(known).encode() + b"\n" + arrays.SerializeToString())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def _read(self, name: str) -> tuple[Clip | None, Footage | None]:
         """The clip as it was, and the footage if it can be filmed again."""
         try:
-            line, _, data = (self.folder / name).with_suffix(FOOTAGE).read_bytes().partition(b"\n")
+            line, _, data = self._footage(name).read_bytes().partition(b"\n")
             known = json.loads(line)
             arrays = codec.decode(pb.Tree.FromString(data))
         except (OSError, ValueError):
@@ -238,7 +252,7 @@ class Clips:
         digest.update(json.dumps(head, sort_keys=True).encode())
         for part in (footage.actions, footage.obs, footage.frames):
             for path, leaf in tree.flatten_with_path(part) if part is not None else ():
-                array = np.ascontiguousarray(leaf)
+                array = np.ascontiguousarray(np.frombuffer(leaf, "u1") if isinstance(leaf, bytes) else leaf)
                 digest.update(f"{path}{array.dtype.str}{array.shape}".encode())
                 digest.update(array.data)
             digest.update(b"|")

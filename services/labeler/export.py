@@ -18,6 +18,7 @@ import numpy as np
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Event
+from tutelage.errors import ServiceError
 from tutelage.types import Query, Segment
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def _row(event: Event, asked: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _asked(labeling: Labeling, question: str) -> dict[str, Any] | None:
-    """What a question was about, in words of JSON; None where it is not known any more."""
+    """What a question was about, in words of JSON; None where that cannot be read any more."""
     try:
         query: Query = labeling.query(question)
-    except (KeyError, OSError):
+    except (KeyError, OSError, ServiceError):
         return None
     return {"context": _plain(query.context), "options": [_option(option) for option in query.options]}
 

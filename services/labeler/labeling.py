@@ -20,7 +20,7 @@ import random
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -36,14 +36,27 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.queries import Queries
-from services.labeler.queue import Event, Known, Outcome, Question, Queue, Undoing, event_key
-from tutelage.errors import ServiceError, TutelageError
+from services.labeler.queue import (
+    Event,
+    Known,
+    Lease,
+    Outcome,
+    Question,
+    Queue,
+    Undoing,
+    check_name,
+    event_key,
+)
+from tutelage.errors import Killed, NoRoom, ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
 LOG = logging.getLogger(__name__)
 AHEAD = 1000
 """Questions that are filmed before somebody takes them; the others wait on the disk."""
 FILMING = 32  # of them at a time
+PAUSE_S = 5.0  # of filming, where a disk is full or a process was killed
+KILLED_LIMIT = 3
+"""Times that filming a question ends with its process killed before it is not tried again."""
 REMEMBERED = 2048  # bodies of questions, and as many leases
 TICK_S = 0.2
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
@@ -58,7 +71,9 @@ class Filming(Protocol):
     """Who makes clips: `services.labeler.clips.Clips`."""
 
     def film(self, footage: Footage) -> Future[dict[str, Any]]:
-        """A clip's name and size, once it is there; the future's exception says why it cannot be made."""
+        """A clip's name and size, once it is there; the future's exception says why it cannot be made, and is
+        NoRoom or Killed where it may be later.
+        """
         ...
 
     def path(self, name: str) -> Path | None: ...
@@ -109,10 +124,15 @@ class Labeling:
         self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
         self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
         self._filming: dict[str, tuple[Query, list[Future[dict[str, Any]]]]] = {}
+        self._film_from = 0.0  # by the monotonic clock: not before
+        self._held_up = ""  # what keeps clips from being made, and may pass
+        self._killed: Counter[str] = Counter()  # by question
         self._buried: set[str] = set()  # what never could be asked
         self._filmed_kinds: set[str] = set()
+        self._short = 0  # questions that somebody was to be given since the last filming, and were not there
         self._working = threading.Lock()
         self._recovered = self._recalled = False
+        self._submitted = 0  # questions that the queue has had, as far as was seen
         self._lost = ""  # what only somebody else can mend
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -120,17 +140,31 @@ class Labeling:
 
     # For those who ask
 
-    def submit(self, queries: Sequence[Query], gold: Mapping[str, Any] = {}) -> list[str]:
+    def submit(
+        self,
+        queries: Sequence[Query],
+        gold: Mapping[str, Any] = {},
+        *,
+        only: Mapping[str, Sequence[str]] = {},
+        never: Mapping[str, Sequence[str]] = {},
+    ) -> list[str]:
         """Ask; returns the ids in order. A query whose id is known is left as it is.
 
         gold: by id, the known answer in the JSON form of its kind. Such a question is asked now and then of
-        every annotator, and not learned from. Raises ValueError, naming the field, for what cannot be asked;
-        then none is. Raises ServiceError where the disk does not take them.
+        every annotator, and not learned from.
+        only, never: by id, the annotators who alone are asked, and those who are not.
+
+        Raises ValueError, naming the field, for what cannot be asked; then none is. Raises ServiceError where
+        the disk does not take them.
         """
         for query in queries:
             _check(query)
-        if unknown := sorted(set(gold) - {query.id for query in queries}):
-            raise ValueError(f"gold: {unknown[0]!r} is none of the queries")
+            _check_names(query, only.get(query.id), never.get(query.id))
+        for field, by_id in {"gold": gold, "only": only, "never": never}.items():
+            if unknown := sorted(set(by_id) - {query.id for query in queries}):
+                raise ValueError(f"{field}: {unknown[0]!r} is none of the queries")
+        if targeted := sorted(set(gold) & {*only, *never}):
+            raise ValueError(f"gold: {targeted[0]!r} is asked of everybody; it takes neither only nor never")
         at_once = {}
         for query in queries:
             kind = feedback.kind(query.kind)
@@ -138,21 +172,22 @@ class Labeling:
                 at_once[query.id] = body = kind.body(query, [])
                 if query.id in gold:
                     _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
-        added = set(self.queries.add(queries, gold))
-        again = self._withdrawn([query.id for query in queries if query.id not in added])
+        added = set(self.queries.add(queries, gold, only, never))
         with self._lock:
-            for id in (*added, *again):
+            for id in added:
                 self._push(id)
         self._wake.set()
+        if known := [query.id for query in queries if query.id not in added]:
+            self._ask_again(known)
+            self._wake.set()
         return [query.id for query in queries]
 
-    def _withdrawn(self, known: Sequence[str]) -> list[str]:
-        """Ask those again that were withdrawn; returns the ones that were never asked before."""
-        states = self.queue.states(known)
-        for id, state in states.items():
+    def _ask_again(self, known: Sequence[str]) -> None:
+        """What was withdrawn, and what never came as far as the queue."""
+        for id, state in self.queue.states(known).items():
             if state in ("withdrawn", "unasked"):
                 self.queue.requeue(id)
-        return [id for id, state in states.items() if state == "unasked"]
+        self._push_missing(known)
 
     def query(self, id: str) -> Query:
         """With its segments, for machines. Raises KeyError."""
@@ -207,17 +242,29 @@ class Labeling:
         Raises Banned.
         """
         self._mix_in(annotator, kinds)
-        assignments = []
-        for lease in self.queue.lease(annotator, n=n, kinds=kinds):
+        while True:
+            leases = self.queue.lease(annotator, n=n, kinds=kinds)
+            assignments = [self._assignment(lease, annotator) for lease in leases]
+            if None not in assignments:  # else others take the place of what cannot be shown
+                break
+        if not kinds or self._filmed_kinds & set(kinds):
+            self._short = max(self._short, n - len(leases))
+        return [assignment for assignment in assignments if assignment is not None]
+
+    def _assignment(self, lease: Lease, annotator: str) -> Assignment | None:
+        """As this annotator is shown it. What its kind cannot show is given back, as broken."""
+        try:
             kind = feedback.kind(lease.kind)
-            self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
-            self._remember(self._began, (lease.id, annotator), lease.began_at)
-            view = kind.view(
-                lease.body, self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
-            )
-            query = lease.again or lease.id
-            assignments.append(Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query))
-        return assignments
+            order = self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
+            view = kind.view(lease.body, order)
+        except Exception as error:
+            LOG.exception("question %s cannot be shown", lease.id)
+            self.queue.give_back(lease.id, annotator, broken=f"{type(error).__name__}: {error}")
+            return None
+        self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
+        self._remember(self._began, (lease.id, annotator), lease.began_at)
+        query = lease.again or lease.id
+        return Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query)
 
     def answer(
         self,
@@ -346,11 +393,16 @@ class Labeling:
             self.ledger.follow(self.queue)
             while self.queue.expire() and not self._stopped.is_set():
                 pass
-            if self._lost:
-                raise ServiceError(self._lost)
+            if fault := self._lost or (self._held_up if self.waiting() else ""):
+                raise ServiceError(fault)
 
     def _look_for_losses(self) -> None:
-        """A store of somebody else's may come back without its latest answers, while we serve."""
+        """A store of somebody else's may come back empty, or without what was latest, while we serve."""
+        submitted = self.queue.submitted()
+        if submitted < self._submitted:
+            LOG.warning("the store has lost questions; they are asked anew, from %s", self.queries.path)
+            self._recover()
+        self._submitted = submitted
         latest = self.ledger.cursor()
         if latest == "0" or self.queue.has_event(latest):
             return
@@ -364,22 +416,28 @@ class Labeling:
             )
 
     def _recover(self) -> None:
-        """After a start: what the store has lost comes back from the ledger, the rest from the disk."""
+        """After a start or a loss: answers come back from the ledger, the rest from the disk."""
         self.restore()
         ids = list(self.queries)
         dead = self.queue.dead()
         for start in range(0, len(ids), BLOCK):
-            missing = self.queue.missing(ids[start : start + BLOCK])
-            with self._lock:
-                waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
-                for id in missing:
-                    if id not in waits:
-                        self._push(id)
+            self._push_missing(ids[start : start + BLOCK])
         self._buried = {id for id in dead if id in self.queries}
-        for id in ids:
-            if self.queries.place(id).gold:
+        gold = [id for id in ids if self.queries.place(id).gold]
+        for id, state in self.queue.states(gold).items():
+            if state in ("kept", "dead"):  # the others once they are handed over
                 self._mixing.add_gold(id, self.queries.place(id).kind)
         self._recovered = True
+
+    def _push_missing(self, ids: Sequence[str]) -> None:
+        """Those of them that are neither in the queue nor wait already."""
+        if not (missing := self.queue.missing(ids)):
+            return
+        with self._lock:
+            waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
+            for id in missing:
+                if id not in waits:
+                    self._push(id)
 
     def _push(self, id: str) -> None:
         place = self.queries.place(id)
@@ -392,10 +450,7 @@ class Labeling:
         dead = self.queue.dead()
         risen = [id for id in self._buried if id not in dead]
         self._buried -= set(risen)
-        if missing := self.queue.missing(risen):
-            with self._lock:
-                for id in missing:
-                    self._push(id)
+        self._push_missing(risen)
 
     def _publish(self) -> None:
         """Ask what can be asked at once, film what is next, and ask what is filmed."""
@@ -431,11 +486,14 @@ class Labeling:
             return heapq.heappop(heap) if heap else None
 
     def _film(self) -> None:
-        """So many that there are enough ahead."""
-        if not self._unfilmed:
+        """So many that there are enough ahead, and that who can take none of those that are has some too."""
+        short, self._short = self._short, 0
+        if not self._unfilmed or time.monotonic() < self._film_from:
             return
         depth = self.queue.depth()
         room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
+        if short > room and not self.queue.paused():
+            room = short
         while len(self._filming) < min(FILMING, room) and (entry := self._next(self._unfilmed)):
             with self._burying(entry[2]):
                 query = self.queries[entry[2]]
@@ -448,7 +506,7 @@ class Labeling:
                     film.add_done_callback(lambda _: self._wake.set())
 
     def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
-        """Those whose clips are there; what cannot be filmed becomes a dead letter."""
+        """Those whose clips are there; what cannot be filmed is a dead letter, or waits if that may pass."""
         with self._lock:
             over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
         for id in over:
@@ -456,17 +514,31 @@ class Labeling:
                 if id not in self._filming:  # withdrawn
                     continue
                 query, films = self._filming.pop(id)
-            if errors := [error for film in films if (error := film.exception()) is not None]:
-                self._bury(id, " ".join(str(errors[0]).split()) or type(errors[0]).__name__)
-            else:
+            errors = [error for film in films if (error := film.exception()) is not None]
+            if not errors:
+                self._held_up = ""
+                self._killed.pop(id, None)
                 yield query, [film.result() for film in films]
+                continue
+            why = " ".join(str(errors[0]).split()) or type(errors[0]).__name__
+            self._killed[id] += isinstance(errors[0], Killed)
+            if isinstance(errors[0], NoRoom) or 0 < self._killed[id] < KILLED_LIMIT:
+                self._held_up, self._film_from = why, time.monotonic() + PAUSE_S
+                with self._lock:
+                    self._push(id)
+            else:
+                del self._killed[id]
+                self._bury(id, why)
 
     def _question(self, query: Query, clips: Sequence[Mapping[str, Any]]) -> Question:
         """What the queue is given."""
         body = feedback.kind(query.kind).body(query, clips)
         known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
         wanted, kept = self._wanted(query), known is not None
-        return Question(query.id, query.kind, body, query.priority, wanted, gold=known, kept=kept)
+        only, never = self.queries.meant_for(query.id)
+        return Question(
+            query.id, query.kind, body, query.priority, wanted, only, never, gold=known, kept=kept
+        )
 
     @contextlib.contextmanager
     def _burying(self, id: str) -> Iterator[None]:
@@ -484,6 +556,7 @@ class Labeling:
         if not ready:
             return
         self.queue.submit(ready)
+        self._submitted = self.queue.submitted()
         for question in ready:
             if question.kept:
                 self._mixing.add_gold(question.id, question.kind)
@@ -513,6 +586,8 @@ class Labeling:
         if query.id in self.queries and self.queries.place(query.id).gold:
             return 2**31
         more = query.answers_wanted == 1 and self._share("overlap", query.id) < self.overlap
+        if more and query.id in self.queries and self.queries.meant_for(query.id)[0]:
+            return 1
         return query.answers_wanted + more
 
     def _order(self, question: str, annotator: str, sides: int, again: str = "") -> list[int]:
@@ -540,9 +615,9 @@ class Labeling:
             self._mixing.undone(annotator, first)
         for id in self._mixing.gold_for(annotator, kinds):
             lent = self.queue.lend(id, annotator)
-            if lent != "refused":
+            if lent in ("lent", "had"):
                 self._mixing.had(annotator, id)
-            if lent != "had":
+            if lent in ("lent", "refused"):
                 break
 
     def _with_body(self, question: str) -> Known | None:
@@ -557,6 +632,8 @@ class Labeling:
             if not all(film.done() for film in films):
                 return None
             known = Known(query.kind, kind.body(query, [film.result() for film in films]))
+        except NoRoom:
+            return None
         except Exception as error:
             LOG.warning("question %s cannot be asked again: %s", question, error)
             return Known("", None)
@@ -595,6 +672,18 @@ def _check(query: Query) -> None:
         raise ValueError(f"query {query.id}: answers_wanted={query.answers_wanted} is not 1 or more")
     if not np.isfinite(query.priority):
         raise ValueError(f"query {query.id}: priority={query.priority} is not a number")
+
+
+def _check_names(query: Query, only: Sequence[str] | None, never: Sequence[str] | None) -> None:
+    for field, names in (("only", only), ("never", never)):
+        if names is not None and not names:
+            raise ValueError(f"{field}: nobody is named for {query.id!r}")
+        for name in names or ():
+            check_name(f"{field}, {query.id}", name)
+    if only and (left := len(set(only) - set(never or ()))) < query.answers_wanted:
+        raise ValueError(
+            f"only: {query.id!r} wants {query.answers_wanted} answers, of as many annotators; {left} are left"
+        )
 
 
 def _named(what: str, check: Callable[[], Array]) -> None:

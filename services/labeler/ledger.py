@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 
 from services.labeler.queue import Event, Queue
@@ -70,18 +71,20 @@ class Ledger:
         if not events:
             return
         data = b"".join(json.dumps(asdict(event)).encode() + b"\n" for event in events)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end = _line_end(self.path, self.path.stat().st_size)
-            file.truncate(end)
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError as error:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:  # else closing it would write what did not fit
+                fcntl.flock(file, fcntl.LOCK_EX)
+                end = _line_end(self.path, self.path.stat().st_size)
                 file.truncate(end)
-                raise ServiceError(f"{self.path} cannot be written: {error.strerror or error}") from error
+                try:
+                    _write_all(file, data)
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            raise ServiceError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def follow(self, queue: Queue) -> int:
         """Add what the queue has had since the last line; returns how much."""
@@ -93,6 +96,12 @@ class Ledger:
                     return added
                 self.append(events)
                 added += len(events)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _line_end(path: Path, before: int) -> int:

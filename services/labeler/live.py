@@ -1,8 +1,8 @@
 """The websockets: a demonstration that is played, and a policy from which people take over.
 
     to it     {"action": VALUE or null}, {"take_over": true or false}, {"restart": true}, {"end": true}
-    from it   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "ended",
-              "step": n, ...}; of a demonstration that was stored also "kept": true
+    from it   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "keeping" |
+              "ended", "step": n, ...}; of a demonstration that was stored also "kept": true
 
 Access is as everywhere: a session's cookie and an Origin of this service, or a machine's token. Whoever may
 not stay is told why as the connection's last word.
@@ -27,8 +27,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from services.labeler.access import Limiter, Person, Refused
 from services.labeler.corrections import FOLDER
-from services.labeler.gate import Service, let_in, session_of
+from services.labeler.gate import Service, let_in
 from services.labeler.labeling import PLAYED
+from services.labeler.people import may_stay
 from services.labeler.stage import Stage
 from tutelage.errors import ServiceError
 
@@ -40,6 +41,7 @@ IDLE_S = 60.0
 WATCHING_S = 900.0
 """Likewise of who watches a policy: to do nothing is what they are there for."""
 BEAT_S = 10.0  # between signs of life for the question
+AGAIN_S = 0.5  # between tries to store a demonstration while the store is away
 SENDING_S, PARTING_S = 20.0, 2.0  # for one message, and the last one, to who does not read
 GONE, REFUSED, FAULT, STOPPING = 1000, 1008, 1011, 1012  # why a websocket is closed
 SWITCHES = ("take_over", "restart", "end")
@@ -74,29 +76,57 @@ async def _play(websocket: WebSocket, labeler: Service, person: Person, question
         raise Over(f"question: a {known.kind if known else 'lost one'} is not played")
 
     async def still_there() -> None:
+        await _check_stay(websocket, labeler, person)
         if question not in await labeler.do(labeler.labeling.beat, person.name, [question]):
             raise Over("the question is no longer yours: it went to somebody else")
 
-    async def played(said: Mapping[str, Any]) -> None:
-        more = {"steps": len(said["played"]), "ended": said["ended"], "versions": said["versions"]}
-        outcome, event = await labeler.do(
-            labeler.labeling.answer,
-            question,
-            person.name,
-            said["played"],
-            started_at=began_at,
-            extra=more,
-            played=True,
-        )
-        if outcome not in ("accepted", "duplicate"):
-            raise Over("it could not be kept: the question is no longer yours")
-        if outcome == "accepted":
-            labeler.statistics.expect(person.name, question, event)
-        await websocket.send_json({"state": "ended", "step": more["steps"], "kept": True})
-        raise Over(code=GONE)
-
     async with labeler.stages.open(person.name, {"play": known.body}) as stage:
-        await _Performance(websocket, labeler, stage, still_there, played, IDLE_S).run()
+        said = await _Performance(websocket, labeler, stage, still_there, IDLE_S).run()
+        if said is not None:
+            await _keep(websocket, labeler, person, question, began_at, said)
+
+
+async def _keep(
+    websocket: WebSocket,
+    labeler: Service,
+    person: Person,
+    question: str,
+    began_at: float,
+    said: Mapping[str, Any],
+) -> None:
+    """Store what was played, also for who has gone since; tried again while the store is away."""
+    steps, ends = len(said["played"]), time.monotonic() + labeler.labeling.queue.lease_s
+    more = {"steps": steps, "ended": said["ended"], "versions": said["versions"]}
+    while True:
+        try:
+            await _check_stay(websocket, labeler, person)
+            outcome, event = await labeler.do(
+                labeler.labeling.answer,
+                question,
+                person.name,
+                said["played"],
+                started_at=began_at,
+                extra=more,
+                played=True,
+            )
+            break
+        except redis.RedisError:
+            if labeler.news.ended or time.monotonic() > ends:
+                raise
+            await _say(websocket, state="keeping", step=steps)
+            await labeler.news.pause(AGAIN_S)
+    if outcome not in ("accepted", "duplicate"):
+        raise Over("it could not be kept: the question is no longer yours")
+    if outcome == "accepted":
+        labeler.statistics.expect(person.name, question, event)
+    await _say(websocket, state="ended", step=steps, kept=True)
+    raise Over(code=GONE)
+
+
+async def _say(websocket: WebSocket, **news: Any) -> None:
+    """To who may have gone."""
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+        await asyncio.wait_for(websocket.send_json(news), SENDING_S)
 
 
 async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
@@ -108,19 +138,13 @@ async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
         "folder": str(folder.resolve()),
         "annotator": person.name,
     }
-    session = session_of(websocket)
 
     async def still_there() -> None:
-        if not person.machine and await labeler.do(labeler.access.person, session) is None:
-            raise Over("you are signed out")
+        await _check_stay(websocket, labeler, person)
 
     labeler.access.audit.note("watched live", by=person.name)
     async with labeler.stages.open(person.name, {"live": about}) as stage:
-        await _Performance(websocket, labeler, stage, still_there, _nothing_else, WATCHING_S).run()
-
-
-async def _nothing_else(said: Mapping[str, Any]) -> None:
-    raise AssertionError(f"the stage said {said}")
+        await _Performance(websocket, labeler, stage, still_there, WATCHING_S).run()
 
 
 # Coming in, and the end
@@ -142,6 +166,11 @@ async def _meet(websocket: WebSocket, perform: Callable[[Service, Person], Await
         await perform(labeler, person)
     except Exception as error:
         await _part(websocket, error)
+
+
+async def _check_stay(websocket: WebSocket, labeler: Service, person: Person) -> None:
+    if not await may_stay(person, websocket, labeler):
+        raise Over("your access has ended; ask who runs this labeler")
 
 
 async def _part(websocket: WebSocket, error: BaseException | None) -> None:
@@ -181,20 +210,25 @@ class _Performance:
     labeler: Service
     stage: Stage
     still_there: Callable[[], Awaitable[None]]  # raises Over
-    played: Callable[[Mapping[str, Any]], Awaitable[None]]  # what becomes of a demonstration
     idle_s: float
     heard_at: float = field(default_factory=time.monotonic)
 
-    async def run(self) -> None:
-        parts = (self._listen(), self._show(), self._look_after())
-        tasks = [asyncio.ensure_future(part) for part in parts]
+    async def run(self) -> Mapping[str, Any] | None:
+        """The demonstration that was played to its end; None where it ended otherwise, and who was there has
+        been told why.
+        """
+        show = asyncio.ensure_future(self._show())
+        tasks = [show, *map(asyncio.ensure_future, (self._listen(), self._look_after()))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if show in done and show.exception() is None:
+            return show.result()
         await _part(self.websocket, next(iter(done)).exception())
+        return None
 
     async def _listen(self) -> None:
         rate = Limiter(MESSAGES_PER_S, 2 * MESSAGES_PER_S)
@@ -205,9 +239,11 @@ class _Performance:
                 raise Over("too many messages")
             self.stage.tell(said)
 
-    async def _show(self) -> None:
+    async def _show(self) -> Mapping[str, Any]:
         async for news in self.stage.news():
-            await asyncio.wait_for(_pass_on(self.websocket, news, self.played), SENDING_S)
+            if isinstance(news, dict) and "played" in news:
+                return news
+            await asyncio.wait_for(_pass_on(self.websocket, news), SENDING_S)
         raise Over("the episode broke off; begin again")
 
     async def _look_after(self) -> None:
@@ -224,17 +260,11 @@ class _Performance:
                     await self.still_there()
 
 
-async def _pass_on(
-    websocket: WebSocket,
-    news: bytes | dict[str, Any],
-    played: Callable[[Mapping[str, Any]], Awaitable[None]],
-) -> None:
+async def _pass_on(websocket: WebSocket, news: bytes | dict[str, Any]) -> None:
     if isinstance(news, bytes):
         await websocket.send_bytes(news)
     elif "refused" in news:
         raise Over(news["refused"])
-    elif "played" in news:
-        await played(news)
     else:
         await websocket.send_json(news)
 

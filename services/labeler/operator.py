@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -246,14 +246,16 @@ async def exported(
     form: Literal["jsonl", "parquet"], person: Operator, labeler: Labeler, request: Request
 ) -> StreamingResponse:
     """All answers that count, as JSON lines or Parquet."""
-    await _note(labeler, person, "exported", form=form)
     parts = export.FORMS[form](labeler.labeling)
+    first = await asyncio.to_thread(next, parts)  # what cannot be read breaks off no download
+    await _note(labeler, person, "exported", form=form)
     name = f"answers-{time.strftime('%Y%m%d-%H%M%S')}.{form}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return StreamingResponse(_in_a_thread(parts), media_type=export.MEDIA[form], headers=headers)
+    return StreamingResponse(_in_a_thread(first, parts), media_type=export.MEDIA[form], headers=headers)
 
 
-async def _in_a_thread(parts: Any) -> AsyncIterator[bytes]:
-    """Each part is made in a thread, when the one before has been sent."""
+async def _in_a_thread(first: bytes, parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Each further part is made in a thread, when the one before has been sent."""
+    yield first
     while (part := await asyncio.to_thread(next, parts, None)) is not None:
         yield part

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
+from starlette.requests import HTTPConnection
 
 from expert_oracle import feedback
 from services.labeler.access import SESSION_S, Person, Refused, Role
@@ -277,8 +278,8 @@ def _states(person: Person, request: Request, labeler: Service) -> AsyncIterator
     return labeler.news.stream("state", now)
 
 
-async def may_stay(person: Person, request: Request, labeler: Service) -> bool:
-    """Whether the session or token that a stream was begun with is still good."""
+async def may_stay(person: Person, request: HTTPConnection, labeler: Service) -> bool:
+    """Whether the session or token that a stream or a websocket was begun with is still good."""
     access = labeler.access
     if person.machine:
         token = request.headers.get("authorization", "").partition(" ")[2].strip()

@@ -40,6 +40,7 @@ class Place:
     kind: str
     priority: float
     gold: bool
+    chosen: bool  # for some annotators only, or not for some
 
 
 class Queries:
@@ -79,7 +80,20 @@ class Queries:
         text = self._stored(id).gold
         return json.loads(text) if text else None
 
-    def add(self, queries: Sequence[Query], gold: Mapping[str, Any] = {}) -> list[str]:
+    def meant_for(self, id: str) -> tuple[list[str], list[str]]:
+        """Annotators who alone are asked, empty: all; and those who are not."""
+        if not self._places[id].chosen:
+            return [], []
+        stored = self._stored(id)
+        return list(stored.only), list(stored.never)
+
+    def add(
+        self,
+        queries: Sequence[Query],
+        gold: Mapping[str, Any] = {},
+        only: Mapping[str, Sequence[str]] = {},
+        never: Mapping[str, Sequence[str]] = {},
+    ) -> list[str]:
         """Write those that are new; returns their ids. On the disk when it returns.
 
         Raises ValueError for what cannot be written down, ServiceError where the disk does not take it; then
@@ -91,9 +105,15 @@ class Queries:
             for query in [query for query in queries if new.get(query.id) is query]:
                 known = gold.get(query.id)
                 text = "" if known is None else json.dumps(known, allow_nan=False)
-                data = pb.Stored(query=query_message(query), gold=text).SerializeToString()
+                stored = pb.Stored(
+                    query=query_message(query),
+                    gold=text,
+                    only=only.get(query.id, ()),
+                    never=never.get(query.id, ()),
+                )
+                data = stored.SerializeToString()
                 records.append(HEAD.pack(len(data), zlib.crc32(data)) + data)
-                places[query.id] = Place(at, query.kind, query.priority, bool(text))
+                places[query.id] = _place(at, stored)
                 at += len(records[-1])
             if records:
                 self._append(b"".join(records))
@@ -150,10 +170,14 @@ class Queries:
                     stored = pb.Stored.FromString(data)
                 except DecodeError:
                     raise ServiceError(f"{self.path} is damaged at byte {at}") from None
-                query = stored.query
-                self._places[query.id] = Place(at, query.kind, query.priority, bool(stored.gold))
+                self._places[stored.query.id] = _place(at, stored)
                 at += HEAD.size + len(data)
         return at
+
+
+def _place(at: int, stored: pb.Stored) -> Place:
+    query, chosen = stored.query, bool(stored.only or stored.never)
+    return Place(at, query.kind, query.priority, bool(stored.gold), chosen)
 
 
 def _has_record(data: bytes) -> bool:

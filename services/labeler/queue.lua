@@ -200,13 +200,13 @@ local function submit(keys, args)
   return 1
 end
 
--- ID WHO TTL_MS -> "lent": a kept question is leased to this one. "had": not again, or it is not kept. "refused":
--- in a pause, or WHO is banned
+-- ID WHO TTL_MS -> "lent": a kept question is leased to this one. "had": not again. "absent": it is not kept, or
+-- not yet. "refused": in a pause, or WHO is banned
 local function lend(keys, args)
   local p, id, who, now = keys[1], args[1], args[2], now_ms()
   if redis.call('EXISTS', p .. ':paused') == 1 then return 'refused' end
   if is_banned(p, who) then return 'refused' end
-  if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'had' end
+  if redis.call('HGET', query_key(p, id), 'state') ~= 'kept' then return 'absent' end
   if redis.call('HEXISTS', with_key(p, id), who) == 1 then return 'had' end
   take_lease(p, id, who, now, now + tonumber(args[3]))
   return 'lent'
@@ -292,11 +292,11 @@ local function undo(keys, args)
   local p, id, who = keys[1], args[1], args[2]
   local with = redis.call('HGET', with_key(p, id), who)
   if not with or string.sub(with, 1, 7) ~= 'answer:' then return {'unknown', ''} end
-  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body', 'again')
+  local got = redis.call('HMGET', query_key(p, id), 'state', 'kind', 'body', 'again', 'gold')
   if not got[3] or is_banned(p, who) then return {'late', ''} end
   local event = string.sub(with, 8)
   redis.call('XADD', p .. ':answers', '*', 'type', 'undo', 'id', id, 'kind', got[2], 'who', who, 'undoes', event,
-    'again', got[4] or '')
+    'gold', got[5], 'again', got[4] or '')
   unsettle(p, id)
   local now = now_ms()
   take_lease(p, id, who, now, now + tonumber(args[3]))
@@ -320,22 +320,26 @@ local function give_back(keys, args)
   return 1
 end
 
--- ID WHY -> 1, or 0 where it is there: a dead letter of a question that could not even be asked
+-- ID WHY -> 1, or 0 where it is there: a dead letter of a question that could not even be asked, or not again
 local function bury(keys, args)
   local p, id = keys[1], args[1]
-  if redis.call('EXISTS', query_key(p, id)) == 1 then return 0 end
-  return redis.call('HSET', p .. ':dead', id, args[2])
+  local state = redis.call('HGET', query_key(p, id), 'state')
+  if state and state ~= 'restored' then return 0 end
+  if state then redis.call('HSET', query_key(p, id), 'state', 'dead') end
+  redis.call('HSET', p .. ':dead', id, args[2])
+  return 1
 end
 
 -- ID -> 1, or 0 where it was open anyway. Dead and withdrawn questions can be asked again; one that never
--- was asked is not known any more, and whoever has it may submit it
+-- was asked is not known any more, or only by its answers, and whoever has it may submit it
 local function requeue(keys, args)
   local p, id = keys[1], args[1]
   local state = redis.call('HGET', query_key(p, id), 'state')
   if not state then return redis.call('HDEL', p .. ':dead', id) end
   if state == 'unasked' then return redis.call('DEL', query_key(p, id)) end
   if state ~= 'dead' and state ~= 'withdrawn' then return 0 end
-  local asked = redis.call('HGET', query_key(p, id), 'asked') or 'open'
+  local got = redis.call('HMGET', query_key(p, id), 'asked', 'body')
+  local asked = got[2] and (got[1] or 'open') or 'restored'
   redis.call('HSET', query_key(p, id), 'state', asked, 'broken', 0)
   redis.call('HDEL', p .. ':dead', id)
   for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
@@ -350,7 +354,7 @@ local function withdraw(keys, args)
   local p, withdrawn = keys[1], 0
   for _, id in ipairs(args) do
     local state = redis.call('HGET', query_key(p, id), 'state')
-    if state == 'open' then
+    if state == 'open' or state == 'restored' then
       redis.call('HSET', query_key(p, id), 'state', 'withdrawn')
       index(p, id)
       withdrawn = withdrawn + 1
@@ -374,6 +378,18 @@ local function ban(keys, args)
   return 1
 end
 
+-- Nobody holds a question for more answers than are wanted.
+local function drop_surplus(p, id)
+  local wanted, answered, leased = numbers(p, id)
+  for _, who in ipairs(redis.call('HKEYS', with_key(p, id))) do
+    if answered + leased <= wanted then return end
+    if redis.call('HGET', with_key(p, id), who) == 'lease' then
+      drop_lease(p, id, who)
+      leased = leased - 1
+    end
+  end
+end
+
 -- EVENT ID KIND WHO UNDOES BODY GOLD WANTED AGAIN -> 1, or 0 where it is there: an event of the ledger, put
 -- back. A question that wants more answers is asked again once it is submitted
 local function restore(keys, args)
@@ -382,7 +398,7 @@ local function restore(keys, args)
   if undoes ~= '' then
     if with ~= 'answer:' .. undoes then return 0 end
     redis.call('XADD', p .. ':answers', event, 'type', 'undo', 'id', id, 'kind', args[3], 'who', who, 'undoes', undoes,
-      'again', args[9])
+      'gold', args[7], 'again', args[9])
     unsettle(p, id)
     redis.call('HDEL', with_key(p, id), who)
     index(p, id)
@@ -391,7 +407,7 @@ local function restore(keys, args)
   end
   if with == 'lease' then
     drop_lease(p, id, who)
-  elseif with then
+  elseif with and string.sub(with, 1, 7) == 'answer:' then
     return 0
   end
   if redis.call('EXISTS', query_key(p, id)) == 0 then
@@ -403,6 +419,7 @@ local function restore(keys, args)
   redis.call('XADD', p .. ':answers', event, 'type', 'answer', 'id', id, 'kind', args[3], 'who', who,
     'body', args[6], 'gold', args[7], 'again', args[9])
   settle(p, id, who, event)
+  drop_surplus(p, id)
   count(p, 'answered')
   return 1
 end

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal, NamedTuple
@@ -110,7 +110,19 @@ class Queue:
             raise ServiceError(f"the store has to be Redis 7 or Valkey 8, or newer: {error}") from None
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        return self._store.fcall(f"tutelage_{function}", 1, self._prefix, *arguments)  # type: ignore[arg-type]
+        return self._with_functions(
+            lambda: self._store.fcall(f"tutelage_{function}", 1, self._prefix, *arguments)  # type: ignore[arg-type]
+        )
+
+    def _with_functions(self, call: Callable[[], Any]) -> Any:
+        """A store that came back empty is given them anew."""
+        try:
+            return call()
+        except redis.ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+        self._load()
+        return call()
 
     # For those who ask
 
@@ -118,10 +130,15 @@ class Queue:
         """Ask; returns how many were new. One whose id is there or withdrawn is left as it is. Raises
         ValueError.
         """
-        pipe = self._store.pipeline(transaction=False)
-        for question in questions:
-            pipe.fcall("tutelage_submit", 1, self._prefix, *_arguments(question))  # type: ignore[arg-type]
-        return sum(pipe.execute())
+        asked = [list(_arguments(question)) for question in questions]
+
+        def call() -> int:
+            pipe = self._store.pipeline(transaction=False)
+            for arguments in asked:
+                pipe.fcall("tutelage_submit", 1, self._prefix, *arguments)  # type: ignore[arg-type]
+            return sum(pipe.execute())
+
+        return self._with_functions(call)
 
     def withdraw(self, ids: Sequence[str]) -> int:
         """Ask nobody new; who has such a question may still answer it. Returns how many were open, or were
@@ -144,7 +161,7 @@ class Queue:
 
         Raises Banned.
         """
-        _check_name("annotator", annotator)
+        check_name("annotator", annotator)
         try:
             taken = self._call("lease", annotator, self._lease_ms, n, *kinds)
         except redis.ResponseError as error:
@@ -153,10 +170,11 @@ class Queue:
             raise
         return [_lease(*entry) for entry in taken]
 
-    def lend(self, question: str, annotator: str) -> Literal["lent", "had", "refused"]:
+    def lend(self, question: str, annotator: str) -> Literal["lent", "had", "absent", "refused"]:
         """Lease a kept question to this annotator.
 
-        had: it has or had it already, or it is not kept. refused: in a pause, or the annotator is banned.
+        had: it has or had it already. absent: there is none, for now at least. refused: in a pause, or the
+        annotator is banned.
         """
         return _text(self._call("lend", question, annotator, self._lease_ms))  # type: ignore[return-value]
 
@@ -211,8 +229,9 @@ class Queue:
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of them that were not asked yet and are no dead letters."""
-        dead = self.dead()
-        return [id for id, state in self.states(ids).items() if state in ("", "restored") and id not in dead]
+        unasked = [id for id, state in self.states(ids).items() if state in ("", "restored")]
+        dead = self.dead() if unasked else {}
+        return [id for id in unasked if id not in dead]
 
     def look_up(self, question: str) -> Known | None:
         """What there is of it; None where there is no such question."""
@@ -277,6 +296,11 @@ class Queue:
             zip(("open", "leased", "dead"), now, strict=True)
         )
 
+    def submitted(self) -> int:
+        """How many questions there ever were. It grows, unless the store loses some."""
+        total: Any = self._store.hget(f"{self._prefix}:counts", "submitted")
+        return int(total or 0)
+
     def last_event(self) -> str:
         """The id of the newest; "0" where there is none."""
         newest: Any = self._store.xrevrange(f"{self._prefix}:answers", count=1)
@@ -313,7 +337,7 @@ def event_key(id: str) -> tuple[int, ...]:
 def _arguments(question: Question) -> Iterator[Any]:
     body = _json(question.body)
     for what, name in (("id", question.id), ("kind", question.kind)):
-        _check_name(what, name)
+        check_name(what, name)
     if len(body) > MAX_BODY:
         raise ValueError(f"question {question.id}: a body of {len(body):,} bytes; at most {MAX_BODY:,}")
     if question.wanted < 1:
@@ -325,9 +349,9 @@ def _arguments(question: Question) -> Iterator[Any]:
     yield question.again
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
     if not name or len(name) > 200 or not name.isprintable():
-        raise ValueError(f"{what}: {name!r} is not a name of 1 to 200 printable characters")
+        raise ValueError(f"{what}: {name[:200]!r} is not a name of 1 to 200 printable characters")
 
 
 def _names(names: Sequence[str]) -> str:

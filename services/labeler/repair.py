@@ -4,18 +4,21 @@
     for line in repair(folder): ...        # and with --repair
 
 Answers are in two places, the store and the ledger, and questions are on the disk besides. So whichever is
-damaged is made anew from the others, and nothing is thrown away: the damaged one is kept beside it.
+damaged is made anew from the others, and nothing is thrown away: the damaged one is kept beside it. A store
+elsewhere is looked at where its URL is given, and not mended.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
+
+import redis
 
 from services.doctor import Check
 from services.labeler.access import secret_of
@@ -23,7 +26,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.queries import NAME as QUERIES
 from services.labeler.queries import Queries
 from services.labeler.queue import Event, Queue, event_key
-from services.labeler.serve import queue_name
+from services.labeler.serve import client_of, queue_name
 from services.labeler.valkey import Embedded
 from services.run_directory import take_lock
 from tutelage.errors import ConfigError, ServiceError
@@ -31,8 +34,8 @@ from tutelage.errors import ConfigError, ServiceError
 LONGEST_LINE = 64  # bytes of a header in the append-only file
 
 
-def examine(folder: Path) -> Iterator[Check]:
-    """Its store, ledger and questions. Raises ConfigError for a folder that is no labeler's."""
+def examine(folder: Path, store: str = "") -> Iterator[Check]:
+    """Its store, here or at a URL, its ledger and questions. Raises ConfigError where it is no labeler's."""
     _must_be_labeler(folder)
     try:
         lock = take_lock(folder, used="in use")
@@ -41,19 +44,22 @@ def examine(folder: Path) -> Iterator[Check]:
         yield _ledger(folder)
         return
     with closing(lock):
-        yield _store(folder)
-        yield _ledger(folder)
+        found = _store_elsewhere(folder, store) if store else _store(folder)
+        yield found
+        yield _ledger(folder, store if found.level == "ok" else "")
         yield _questions(folder)
 
 
-def repair(folder: Path) -> Iterator[str]:
-    """Make anew what is damaged; says what was done. Raises ConfigError where a labeler uses the folder."""
+def repair(folder: Path, store: str = "") -> Iterator[str]:
+    """Make anew what is damaged; says what was done. Raises ConfigError where a labeler uses the folder,
+    ServiceError where its store at a URL cannot be reached.
+    """
     _must_be_labeler(folder)
     with closing(take_lock(folder, used="in use", advice="stop it first")):
-        if _store(folder).level == "failure":
+        if not store and _store(folder).level == "failure":
             yield _repair_store(folder / "store")
-        if _ledger(folder).level == "failure":
-            yield _repair_ledger(folder)
+        if _ledger(folder, store).level == "failure":
+            yield _repair_ledger(folder, store)
 
 
 def sound_length(file: BinaryIO) -> int:
@@ -92,7 +98,10 @@ def _must_be_labeler(folder: Path) -> None:
 def _store(folder: Path) -> Check:
     store = folder / "store"
     if not (store / "appendonlydir").exists():
-        return Check("store", "ok", "none of its own yet")
+        if not (folder / "answers.jsonl").exists():
+            return Check("store", "ok", "none of its own yet")
+        advice = f"name the one that it has elsewhere: tutelage doctor --labeler {folder} --store URL"
+        return Check("store", "warning", "none of its own; another was not looked at", advice)
     try:
         with Embedded(store) as server:
             size = server.client().dbsize()
@@ -116,12 +125,50 @@ def _lengths(store: Path) -> dict[Path, int]:
     return lengths
 
 
-def _ledger(folder: Path) -> Check:
-    ledger = Ledger(folder / "answers.jsonl")
+def _store_elsewhere(folder: Path, url: str) -> Check:
     try:
-        return Check("ledger", "ok", f"{len(ledger.answers()):,} answers")
+        events = _events(folder, url)
     except ServiceError as error:
-        return Check("ledger", "failure", str(error), f"tutelage doctor --labeler {folder} --repair")
+        return Check("store", "failure", str(error), "start it, or correct its URL")
+    return Check("store", "ok", f"{len(events):,} answers, with those taken back")
+
+
+def _events(folder: Path, url: str) -> list[Event]:
+    """Of the store at the URL, or of its own; none where it has none."""
+    with ExitStack() as stack:
+        if url:
+            client = client_of(url)
+        elif (folder / "store" / "appendonlydir").exists():
+            client = stack.enter_context(Embedded(folder / "store")).client()
+        else:
+            return []
+        events = list[Event]()
+        try:
+            queue = Queue(client, queue_name(folder, secret_of(folder)))
+            more, cursor = queue.events()
+            while more:
+                events += more
+                more, cursor = queue.events(cursor)
+        except redis.RedisError as error:
+            raise ServiceError(f"the store cannot be read: {error}") from None
+        return events
+
+
+def _ledger(folder: Path, store: str = "") -> Check:
+    """store: a URL, whose answers it has to have as far as it goes."""
+    ledger, advice = Ledger(folder / "answers.jsonl"), f"tutelage doctor --labeler {folder} --repair"
+    if store:
+        advice += " --store URL"
+    try:
+        lines = {event.id for event in ledger}
+        end = event_key(ledger.cursor())
+    except ServiceError as error:
+        return Check("ledger", "failure", str(error), advice)
+    if store:
+        known = [event.id for event in _events(folder, store) if event_key(event.id) <= end]
+        if lost := len(set(known) - lines):
+            return Check("ledger", "failure", f"lacks {lost:,} lines that the store has", advice)
+    return Check("ledger", "ok", f"{len(ledger.answers()):,} answers")
 
 
 def _questions(folder: Path) -> Check:
@@ -142,7 +189,7 @@ def _questions(folder: Path) -> Check:
 
 def _aside(path: Path) -> Path:
     """The path's new name, under which the damaged one is kept."""
-    kept = path.with_name(f"{path.name}-damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    kept = path.with_name(f"{path.name}-damaged-{datetime.now():%Y%m%d-%H%M%S-%f}")
     path.rename(kept)
     return kept
 
@@ -166,21 +213,22 @@ def _repair_store(store: Path) -> str:
     )
 
 
-def _repair_ledger(folder: Path) -> str:
+def _repair_ledger(folder: Path, store: str) -> str:
     """Its whole lines, and what the store has besides, in their order."""
     path = folder / "answers.jsonl"
     events = {event.id: event for event in _whole_lines(Ledger(path))}
-    if (folder / "store" / "appendonlydir").exists():
-        with Embedded(folder / "store") as server:
-            queue = Queue(server.client(), queue_name(folder, secret_of(folder)))
-            more, cursor = queue.events()
-            while more:
-                events |= {event.id: event for event in more}
-                more, cursor = queue.events(cursor)
+    has_store = bool(store) or (folder / "store" / "appendonlydir").exists()
+    events |= {event.id: event for event in _events(folder, store)}
     kept = _aside(path)
     ledger = Ledger(path)
     ledger.append(sorted(events.values(), key=lambda event: event_key(event.id)))
-    return f"ledger: made anew with {len(ledger.answers()):,} answers; the damaged one is kept in {kept}"
+    said = f"ledger: made anew with {len(ledger.answers()):,} answers; the damaged one is kept in {kept}"
+    if not has_store:
+        said += (
+            f"; no store was looked at: if it has one elsewhere, tutelage doctor --labeler {folder} --repair "
+            "--store URL adds what that has"
+        )
+    return said
 
 
 def _whole_lines(ledger: Ledger) -> Iterator[Event]:

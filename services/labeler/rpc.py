@@ -1,6 +1,6 @@
 """The labeler over gRPC, for machines: trainers that ask, scripted labelers that answer.
 
-    running = await start(labeling, "127.0.0.1:50061", role_of)
+    running = await start(labeling, "127.0.0.1:50061", access)
     ...
     await running.stop(grace_s=10)
 
@@ -26,8 +26,15 @@ from grpc_reflection.v1alpha import reflection
 
 from expert_oracle.access import ServerAccess
 from expert_oracle.server import MAX_RPCS, OPEN, OPTIONS, listen
+from services.labeler.access import Access, Refused
 from services.labeler.labeling import Assignment, Labeling
-from services.labeler.messages import answered_message, query_message, query_of, without_rewards
+from services.labeler.messages import (
+    answered_message,
+    query_message,
+    query_of,
+    without_pictures,
+    without_rewards,
+)
 from services.labeler.queue import Banned
 from tutelage import codec
 from tutelage.errors import ServiceError
@@ -39,9 +46,6 @@ MAX_STREAMS = 64  # of answers, each with a thread and a connection to the store
 LOOK_S = 1.0  # how long a stream waits before it looks whether it is to end
 MAX_LEASED = 256
 MAX_REASON = 4000  # characters
-
-RoleOf = Callable[[bytes], tuple[str, str] | None]
-"""Whose token it is: name and role; None for nobody's. It may block."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ class Calls:
     def Submit(self, request: pb.SubmitRequest, caller: Caller) -> pb.SubmitReply:
         gold = {id: _json(known, f"gold, {id}") for id, known in request.gold.items()}
         queries = [query_of(query) for query in request.queries]
-        return pb.SubmitReply(ids=self.labeling.submit(queries, gold))
+        only, never = (
+            {id: list(names.names) for id, names in by_id.items()} for by_id in (request.only, request.never)
+        )
+        return pb.SubmitReply(ids=self.labeling.submit(queries, gold, only=only, never=never))
 
     def Lease(self, request: pb.LeaseRequest, caller: Caller) -> pb.LeaseReply:
         annotator, n = caller.annotator(request.annotator), min(request.n or 1, MAX_LEASED)
@@ -96,7 +103,7 @@ class Calls:
         return pb.LeaseReply(assignments=[self._assignment(one, caller) for one in assigned])
 
     def _assignment(self, one: Assignment, caller: Caller) -> pb.Assignment:
-        query = self.labeling.query(one.query)
+        query = without_pictures(self.labeling.query(one.query))
         if caller.role == "annotator":  # is not told that it is asked again, either
             query = replace(without_rewards(query), id=one.id)
         return pb.Assignment(
@@ -167,7 +174,7 @@ class LabelerService:
     """The RPCs of `labeler.proto`: lets in who may, and says in one line what was wrong."""
 
     calls: Calls
-    role_of: RoleOf | None
+    access: Access | None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "labeler-rpc"))
     waiting: ThreadPoolExecutor = field(
@@ -225,7 +232,7 @@ class LabelerService:
         """Who calls, if it may."""
         if request is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this service")
-        if self.role_of is None:
+        if self.access is None:
             return ANYBODY
         given = dict(context.invocation_metadata()).get("authorization", "")
         kind, _, token = given.partition(" ")
@@ -234,19 +241,23 @@ class LabelerService:
                 grpc.StatusCode.UNAUTHENTICATED, "this service asks for a token, and none was sent"
             )
         async with _refusing(context):
-            found = await self._in_thread(self.role_of, token.strip().encode())
-        if found is None:
+            found = await self._in_thread(self.access.machine, token.strip())
+        if found is None or not found.machine:
+            self.access.audit.note("refused", address=context.peer(), why="a token that is not known")
             return await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED, "the token is not known to this service"
             )
-        caller = Caller(*found)
-        if caller.role not in ROLES[name]:
+        if found.role not in ROLES[name]:
             allowed = " or ".join(ROLES[name])
+            self.access.audit.note("refused", by=found.name, why=f"{name} is for {allowed}")
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"{name} is for {allowed}; the token is that of {caller.role}",
+                f"{name} is for {allowed}; the token is that of {found.role}",
             )
-        return caller
+        if found.role != "trainer":  # they ask in bulk
+            async with _refusing(context):
+                self.access.check_rate(found)
+        return Caller(found.name, found.role)
 
     def close(self) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -273,6 +284,8 @@ async def _refusing(context: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _line(error))
     except (PermissionError, Banned) as error:
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, _line(error))
+    except Refused as error:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _line(error))
     except redis.RedisError as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store cannot be reached: {_line(error)}")
     except ServiceError as error:
@@ -301,10 +314,10 @@ class Running:
 
 
 async def start(
-    labeling: Labeling, address: str, role_of: RoleOf | None = None, *, tls: ServerAccess = OPEN
+    labeling: Labeling, address: str, access: Access | None = None, *, tls: ServerAccess = OPEN
 ) -> Running:
-    """Answer on `host:port`, where port 0 is any free one. `role_of` None: everybody may do everything."""
-    service = LabelerService(Calls(labeling), role_of)
+    """Answer on `host:port`, where port 0 is any free one. `access` None: everybody may do everything."""
+    service = LabelerService(Calls(labeling), access)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_RPCS)
     server.add_generic_rpc_handlers((service.handler(),))
     health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

@@ -197,14 +197,17 @@ def _listen(settings: Settings) -> socket.socket:
 
 def _store(settings: Settings, stack: contextlib.ExitStack) -> tuple[Embedded | None, redis.Redis]:
     if settings.store:
-        try:
-            return None, redis.Redis.from_url(
-                settings.store, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S
-            )
-        except ValueError as error:
-            raise ConfigError(f"--store: {settings.store}: {error}") from None
+        return None, client_of(settings.store)
     server = stack.enter_context(Embedded(settings.folder / "store"))
     return server, server.client()
+
+
+def client_of(url: str) -> redis.Redis:
+    """Of a store of somebody else's. Raises ConfigError for what is no URL."""
+    try:
+        return redis.Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S)
+    except ValueError as error:
+        raise ConfigError(f"--store: {url}: {error}") from None
 
 
 async def _watch(server: Embedded | None, over: asyncio.Event) -> None:
@@ -279,8 +282,9 @@ async def _grpc(settings: Settings, labeling: Labeling, access: Access) -> Async
         return
     from services.labeler import rpc
 
-    role_of = access.role_of if settings.access else None
-    running = await rpc.start(labeling, settings.grpc_address, role_of, tls=settings.tls)
+    running = await rpc.start(
+        labeling, settings.grpc_address, access if settings.access else None, tls=settings.tls
+    )
     try:
         yield running.address
     finally:

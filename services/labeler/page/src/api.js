@@ -28,10 +28,12 @@ export async function call(method, path, body, again = true) {
   }
   const said = await response.json().catch(() => ({}));
   if (response.status === 403 && again && `${said.detail}`.startsWith("X-Tutelage-CSRF")) {
-    // Another tab has signed in meanwhile: the same person goes on, somebody else begins anew.
+    // Another tab has signed in meanwhile: the same person goes on; for somebody else the page begins anew, and
+    // what this one had to say waits for them to come back.
     const before = annotator;
     if ((await whoAmI()).annotator === before) return call(method, path, body, false);
     location.reload();
+    throw new ServiceFault(0, "Somebody else has signed in.");
   }
   if (!response.ok) throw new ServiceFault(response.status, said.detail ?? response.statusText);
   return said;

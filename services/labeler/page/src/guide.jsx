@@ -1,22 +1,23 @@
-// What is asked and how to answer, in three screens, before the first question of a kind.
+// What is asked and how to answer, in three screens, before the first question of a kind that is answered so.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { read, write } from "./kept.js";
 import { Markdown } from "./text.jsx";
 
-const name = (kind) => `tutelage-guided:${kind}`;
+const name = ({ kind, view }) => `tutelage-guided:${kind}:${view.control.type}`;
 
-export const wasGuided = (kind) => read(name(kind)) !== null;
+export const wasGuided = (question) => read(name(question)) !== null;
 
-export function Guide({ kind, screens, done }) {
+export function Guide({ question, done }) {
+  const screens = question.view.guide;
   const [at, setAt] = useState(0);
   const dialog = useRef(null);
   useEffect(() => {
     dialog.current.showModal();
   }, []);
   const end = () => {
-    write(name(kind), "1");
+    write(name(question), "1");
     done();
   };
   const last = at === screens.length - 1;

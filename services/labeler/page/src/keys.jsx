@@ -25,7 +25,12 @@ export function meant({ key = "", code = "" }) {
   return [...written, MARKS[code] ?? code.replace(/^(Key|Digit)/, "").toLowerCase()];
 }
 
-/** Calls `bindings[key](event)` as long as `on`; not while a text is typed, nor again while it is held. */
+const isScrolledBy = (key, { scrollHeight, clientHeight, scrollWidth, clientWidth }) =>
+  (/^Arrow(Up|Down)$/.test(key) && scrollHeight > clientHeight) ||
+  (/^Arrow(Left|Right)$/.test(key) && scrollWidth > clientWidth);
+
+/** Calls `bindings[key](event)` as long as `on`; not while a text is typed, nor where it moves what has the
+    focus, nor again while it is held. */
 export function useKeys(bindings, on = true) {
   const latest = useRef(bindings);
   latest.current = bindings;
@@ -36,6 +41,7 @@ export function useKeys(bindings, on = true) {
       const at = event.target;
       if (at.matches?.("input:not([type=range]), textarea, select")) return;
       if (at.matches?.("input[type=range]") && event.key.startsWith("Arrow")) return;
+      if (at.matches?.("[tabindex]") && isScrolledBy(event.key, at)) return;
       if (at.matches?.("button, a, summary") && (event.key === "Enter" || event.key === " ")) return;
       const what = latest.current[meant(event).find((key) => key in latest.current)];
       if (!what) return;

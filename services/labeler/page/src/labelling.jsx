@@ -14,6 +14,7 @@ import { Questions } from "./questions.js";
 const AWAY_MS = 5 * 60 * 1000; // without a key or a touch: the questions go to others
 const WARNED_MS = 30 * 1000; // before that
 const REMEMBERED = 20; // answers that can be taken back from here
+const TAKEN = ["accepted", "duplicate"]; // what becomes of an answer that counts, or of one sent again
 
 export function Labelling({ me, signedOut }) {
   const [, refresh] = useReducer((n) => n + 1, 0);
@@ -39,19 +40,24 @@ export function Labelling({ me, signedOut }) {
       setNotice(`That answer can no longer be taken back${why}.`);
       questions.drop([question]);
     };
+    const isOpen = (question) => {
+      given.current = given.current.filter((one) => one.id !== question);
+      questions.release(question);
+    };
     const outbox = new Outbox(`${me.labeler}:${me.annotator}`, {
       changed: refresh,
       delivered: ({ question, undo }, now) => {
         if (undo && now.late) cannotTakeBack(question, "");
         if (undo) return;
         setState((old) => ({ ...old, answered: Math.max(old.answered, now.answered) }));
-        if (now.outcome === "lost") setNotice("That answer came too late: others had answered meanwhile.");
+        if (TAKEN.includes(now.outcome)) return;
+        setNotice("That answer came too late: the question had gone to somebody else.");
+        isOpen(question);
       },
       refused: ({ question, undo }, error) => {
         if (undo) return cannotTakeBack(question, `: ${error.message}`);
         setNotice(`An answer was not taken: ${error.message}`);
-        given.current = given.current.filter((one) => one.id !== question);
-        questions.release(question);
+        isOpen(question);
       },
       signedOut,
       elsewhere: (ids) => questions.drop(ids),
@@ -111,13 +117,16 @@ export function Labelling({ me, signedOut }) {
   }, [!first]);
 
   useEffect(() => {
-    if (first && !wasGuided(first.kind)) setGuide(first);
-  }, [first?.kind]);
+    if (first && !wasGuided(first)) setGuide(first);
+  }, [first?.kind, first?.view.control.type]);
 
-  const answered = (answer) => {
+  const next = () => {
     given.current = [...given.current.slice(1 - REMEMBERED), first];
-    outbox.add(answer);
     questions.next();
+  };
+  const answered = (answer) => {
+    outbox.add(answer);
+    next();
   };
   const undo = () => {
     const last = given.current.pop();
@@ -164,9 +173,9 @@ export function Labelling({ me, signedOut }) {
             key={question.id}
             question={question}
             shown={n === 0}
-            active={n === 0 && canAct}
+            active={n === 0 && canAct && !(isPlayed(question) && outbox.questions.includes(question.id))}
             said={answered}
-            skipped={() => questions.next()}
+            played={next}
             broken={(why) => questions.giveBack(why)}
           />
         ))}
@@ -180,7 +189,7 @@ export function Labelling({ me, signedOut }) {
           Still there? Your questions go to others in {minutes(leaves)}.
         </p>
       )}
-      {guide && <Guide kind={guide.kind} screens={guide.view.guide} done={() => setGuide(null)} />}
+      {guide && <Guide question={guide} done={() => setGuide(null)} />}
       {away && (
         <div class="curtain">
           <p>You were away, so your questions went to others. Press any key to go on.</p>
@@ -189,6 +198,9 @@ export function Labelling({ me, signedOut }) {
     </>
   );
 }
+
+/** The service plays along, once it has been told what was taken back. */
+const isPlayed = (question) => question.view.control.type === "play";
 
 function Empty({ state, fault }) {
   if (fault)

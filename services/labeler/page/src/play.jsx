@@ -1,6 +1,6 @@
 // An episode that a person plays, or takes over: pictures come, actions go, over one websocket.
 //
-//   from the service   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "ended", "step": n}
+//   from the service   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "keeping" | "ended", ...}
 //   to the service     {"action": value or null}, {"take_over": true | false}, {"restart": true}, {"end": true}
 
 import { useEffect, useRef, useState } from "preact/hooks";
@@ -103,7 +103,7 @@ export function useActions(control, on, send) {
     tell();
   };
   const turn = (key) => (held.current.includes(key) ? letGo(key) : hold(key)); // by Enter on its button
-  return { down, hold, letGo, turn, move };
+  return { down, values: values.current, hold, letGo, turn, move };
 }
 
 /** The keys of a control as buttons that can be held, or its sliders. */
@@ -119,9 +119,10 @@ export function Handles({ control, actions }) {
               min={one.low}
               max={one.high}
               step={one.step}
-              defaultValue={one.start}
+              value={actions.values[n]}
               onInput={(event) => actions.move(n, event.currentTarget.valueAsNumber)}
             />
+            <output>{actions.values[n].toFixed(2)}</output>
           </label>
         ))}
       </div>
@@ -151,18 +152,19 @@ const WORDS = {
   connecting: "Connecting …",
   ready: "Press a key to begin.",
   playing: "You play.",
+  keeping: "It is being kept; the service is not quite there …",
   ended: "The episode has ended.",
   closed: "It was broken off.",
 };
 
-export function Play({ control, id, shown, answer, skipAnswer }) {
+export function Play({ control, id, shown, played }) {
   const [over, setOver] = useState(false);
   const { picture, state, send, again } = useStream(`${control.socket}${encodeURIComponent(id)}`, shown && !over);
   const actions = useActions(control, shown && !over, send);
   useEffect(() => {
     if (state.state !== "ended" || !state.kept || over) return;
     setOver(true);
-    skipAnswer(); // the service has stored what was played
+    played();
   }, [state]);
   const restart = () => (state.state === "closed" ? again() : send({ restart: true }));
   useKeys({ Enter: () => send({ end: true }), r: restart }, shown && !over);

@@ -9,8 +9,9 @@ import { Differing, Markdown } from "./text.jsx";
 
 const TOO_SOON_MS = 150; // after a question appears: a key that was pressed twice, not an answer
 
-/** said({value, cannot_tell, shown_at, ...}): the answer; broken(why): it cannot be shown. */
-export function Question({ question, shown, active, said, skipped, broken }) {
+/** said({value, cannot_tell, shown_at, ...}): the answer; played(): the service has it already; broken(why): it
+    cannot be shown. */
+export function Question({ question, shown, active, said, played, broken }) {
   const { view } = question;
   const clips = view.panels.filter((panel) => panel.type === "clip");
   const texts = view.panels.filter((panel) => panel.type === "text");
@@ -98,7 +99,7 @@ export function Question({ question, shown, active, said, skipped, broken }) {
         id={question.id}
         shown={active}
         answer={(value) => say({ value })}
-        skipAnswer={skipped}
+        played={played}
         videos={videos}
         clip={clips[0]}
         playback={playback}

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Segment(_message.Message):
-    __slots__ = ("obs", "actions", "recipe", "seed", "prefix", "rewards", "played")
+    __slots__ = ("obs", "actions", "recipe", "seed", "prefix", "rewards", "played", "pictures")
     OBS_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class Segment(_message.Message):
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     PLAYED_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     obs: _oracle_pb2.Tree
     actions: _oracle_pb2.Tree
     recipe: Recipe
@@ -23,7 +24,8 @@ class Segment(_message.Message):
     prefix: _oracle_pb2.Tree
     rewards: _oracle_pb2.Tensor
     played: int
-    def __init__(self, obs: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., actions: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., seed: _Optional[int] = ..., prefix: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., rewards: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., played: _Optional[int] = ...) -> None: ...
+    pictures: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, obs: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., actions: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., seed: _Optional[int] = ..., prefix: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., rewards: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., played: _Optional[int] = ..., pictures: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Recipe(_message.Message):
     __slots__ = ("id", "kwargs", "backend", "versions")
@@ -90,7 +92,7 @@ class ContextValue(_message.Message):
     def __init__(self, json: _Optional[str] = ..., tree: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("queries", "gold")
+    __slots__ = ("queries", "gold", "only", "never")
     class GoldEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -98,11 +100,35 @@ class SubmitRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class OnlyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Names
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Names, _Mapping]] = ...) -> None: ...
+    class NeverEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Names
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Names, _Mapping]] = ...) -> None: ...
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     GOLD_FIELD_NUMBER: _ClassVar[int]
+    ONLY_FIELD_NUMBER: _ClassVar[int]
+    NEVER_FIELD_NUMBER: _ClassVar[int]
     queries: _containers.RepeatedCompositeFieldContainer[Query]
     gold: _containers.ScalarMap[str, str]
-    def __init__(self, queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., gold: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    only: _containers.MessageMap[str, Names]
+    never: _containers.MessageMap[str, Names]
+    def __init__(self, queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., gold: _Optional[_Mapping[str, str]] = ..., only: _Optional[_Mapping[str, Names]] = ..., never: _Optional[_Mapping[str, Names]] = ...) -> None: ...
+
+class Names(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SubmitReply(_message.Message):
     __slots__ = ("ids",)
@@ -111,12 +137,16 @@ class SubmitReply(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Stored(_message.Message):
-    __slots__ = ("query", "gold")
+    __slots__ = ("query", "gold", "only", "never")
     QUERY_FIELD_NUMBER: _ClassVar[int]
     GOLD_FIELD_NUMBER: _ClassVar[int]
+    ONLY_FIELD_NUMBER: _ClassVar[int]
+    NEVER_FIELD_NUMBER: _ClassVar[int]
     query: Query
     gold: str
-    def __init__(self, query: _Optional[_Union[Query, _Mapping]] = ..., gold: _Optional[str] = ...) -> None: ...
+    only: _containers.RepeatedScalarFieldContainer[str]
+    never: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, query: _Optional[_Union[Query, _Mapping]] = ..., gold: _Optional[str] = ..., only: _Optional[_Iterable[str]] = ..., never: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("annotator", "n", "kinds")
