@@ -369,7 +369,7 @@ class MethodLearner(TorchLearner):
 
     def ends_are_judged(self) -> bool:
         """Whether the reward model knows what comes after the end of a task."""
-        return self.reward_model is not None and bool(self.reward_model.ends_known)
+        return self.reward_model is not None and bool(self.reward_model.ends_known.any())
 
     # Descent
 

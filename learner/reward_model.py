@@ -20,7 +20,8 @@ every member has mean 0 and standard deviation 1.
 
 Of a step after the end of the task there is nothing to see, and yet people have an opinion of it: what they
 prefer shows what an ended episode is worth. That is one number a member, the reward of the absorbing state
-(as in DAC; Kostrikov et al., 2019). Once it has been judged, rewards can be told relative to it.
+(as in DAC; Kostrikov et al., 2019), and no weight decay draws it to a zero that means nothing. A member that
+draws a few comparisons which depend on it knows it, and can tell rewards relative to it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from tutelage.types import Array, Tree
 CARELESS = 0.1
 """The paper's share of answers at random."""
 MINIBATCH = 64  # comparisons
+ENDS = 5  # comparisons of segments that ended at different times, by which a member knows an end's worth
 RATIO = (1.1, 1.5)  # of the held-out loss to the training loss, between which the decay is left alone
 DECAYS = (1e-6, 10.0)
 FIRST_DECAY = 1.0
@@ -77,7 +79,7 @@ class RewardModel(nn.Module):
 
     offset: Tensor
     scale: Tensor
-    ends_known: Tensor  # bool: somebody has judged what came after an end
+    ends_known: Tensor  # [M] bool: it drew enough judgements of what came after an end
 
     def __init__(
         self,
@@ -103,10 +105,16 @@ class RewardModel(nn.Module):
             sizes = [self.encoder.size + gym.spaces.flatdim(action_space), *hiddens, 1]
             self.net = EnsembleMLP(members, sizes, activation, output_gain=1.0)
         self.ended_reward = nn.Parameter(torch.zeros(members, 1))
-        self.register_buffer("ends_known", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("ends_known", torch.zeros(members, dtype=torch.bool))
         self.register_buffer("offset", torch.zeros(members, 1))
         self.register_buffer("scale", torch.ones(members, 1))
-        self.optimiser = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=FIRST_DECAY, fused=True)
+        decayed = [*self.encoder.parameters(), *self.net.parameters()]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed}, {"params": [self.ended_reward], "weight_decay": 0.0}],
+            lr=lr,
+            weight_decay=FIRST_DECAY,
+            fused=True,
+        )
 
     @property
     def decay(self) -> float:
@@ -122,16 +130,18 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def rewards(self, obs: Tree, actions: Tensor, *, relative_to_end: bool = False) -> Tensor:
-        """Rewards [M, N] on the common scale: with mean 0 over what was judged, or less that of a step after
-        the end of the task, which then has 0."""
+        """Rewards [M, N] on the common scale: with mean 0 over what was judged; or less that of a step after
+        the end of the task, which then has 0, of those members alone that know it."""
         rows = len(actions)
-        offset = self.ended_reward if relative_to_end else self.offset
         step = rows_at_once(obs, leading=1)
         parts = [
             self(tree.map_structure(lambda x, i=i: x[i : i + step], obs), actions[i : i + step])
             for i in range(0, rows, step)
         ]
-        return (torch.cat(parts, dim=-1) - offset) / self.scale
+        fitted = torch.cat(parts, dim=-1)
+        if not relative_to_end:
+            return (fitted - self.offset) / self.scale
+        return ((fitted - self.ended_reward) / self.scale)[self.ends_known]
 
     def _action_features(self, actions: Tensor) -> Tensor:
         space = self.action_space
@@ -233,13 +243,14 @@ class RewardModel(nn.Module):
         if not np.isfinite(held_out):
             return
         factor = 2.0 if held_out > RATIO[1] * loss else 0.5 if held_out < RATIO[0] * loss else 1.0
-        for group in self.optimiser.param_groups:
-            group["weight_decay"] = float(np.clip(factor * group["weight_decay"], *DECAYS))
+        self.optimiser.param_groups[0]["weight_decay"] = float(np.clip(factor * self.decay, *DECAYS))
 
     @torch.no_grad()
     def _normalise(self, data: Fitting) -> None:
-        if (ended := data.compared.ended) is not None and not self.ends_known:
-            self.ends_known.fill_(bool(ended[data.compared.rows].any()))
+        if data.compared.ended is not None and not self.ends_known.all():
+            apart = np.ptp(data.compared.ended.sum(-1), axis=-1) > 0  # [Q]
+            known = (data.counts[:, torch.from_numpy(apart[data.compared.rows])] > 0).sum(1) >= ENDS
+            self.ends_known.logical_or_(known)
         if not self.normalise:
             return
         sums, squares, count = 0.0, 0.0, 0

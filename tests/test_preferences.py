@@ -119,7 +119,7 @@ def test_what_an_end_is_worth_is_learnt_from_who_saw_it(tmp_path):
     reward.observe(rollouts(10))
     reward.hear(Teacher().label(reward.ask(0)))  # a step is worth 1, one after the end 0
     reward.fit()
-    assert reward.model.ends_known
+    assert reward.model.ends_known.all()
     rewards = predicted(reward.model, rollouts(1)[0], relative_to_end=True)
     assert (rewards > 0).mean() > 0.95
 

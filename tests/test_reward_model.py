@@ -130,6 +130,41 @@ def test_members_see_other_draws_which_stay():
     assert not torch.allclose(two, three)
 
 
+def with_ends(N, kept, *, offset):
+    """Steps worth `offset` and more or less, and some comparisons in which a segment ends before the other."""
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(N, 2, 20, 3)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (N, 2, 20, 2)).astype(np.float32)
+    ended = np.zeros((N, 2, 20), bool)
+    ended[kept, 0, 10:] = True
+    rewards = np.where(ended, 0, offset + np.tanh(obs[..., 0]))
+    return Compared(
+        obs, actions, np.eye(2, dtype=np.float32)[rewards.sum(-1).argmax(-1)], np.arange(N), ended
+    )
+
+
+def test_an_end_is_known_to_those_who_drew_a_few_and_its_worth_is_theirs():
+    counts = drawn(np.arange(100), 3, 1) > 0
+    few = np.flatnonzero(~counts[0] & counts[1] & counts[2])
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(with_ends(100, few[:1], offset=1.0), passes=2)
+    assert not model.ends_known.any()
+    data = with_ends(100, few, offset=1.0)
+    model.fit(data, passes=30)
+    assert model.ends_known.tolist() == [False, True, True]
+    obs, actions = (torch.from_numpy(x.reshape(-1, x.shape[-1])) for x in (data.obs, data.actions))
+    rewards = model.rewards(obs, actions, relative_to_end=True)
+    assert len(rewards) == 2
+    assert (rewards.mean(-1) > 0.5).all()  # a step is worth more than an end
+
+
+def test_the_worth_of_an_end_does_not_decay():
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.ended_reward.data += 3.0
+    model.fit(with_ends(50, np.zeros(0, int), offset=1.0), passes=5)
+    torch.testing.assert_close(model.ended_reward.data, torch.full((3, 1), 3.0))
+
+
 def test_each_member_may_have_returns_of_its_own_segments():
     data = compared(8)
     model = RewardModel(BOX, ACTIONS, seed=1)
