@@ -195,14 +195,15 @@ class RewardModel(nn.Module):
         return {"loss": loss, "held_out_loss": held_out, "accuracy": accuracy, "decay": self.decay}
 
     def _see(self, data: Fitting) -> None:
-        """Set the moments of the observations."""
+        """Set the moments of the observations, those after an end left out."""
         norms: list[Any] = [leaf.norm for leaf in self.encoder.leaves]
         for norm in filter(None, norms):
             norm.count.zero_()
         for rows in data.all() if any(norms) else ():
-            for norm, x in zip(norms, tree.flatten(data.rows(rows)[0]), strict=True):
+            obs, _, ended, *_ = data.rows(rows)
+            for norm, x in zip(norms, tree.flatten(obs), strict=True):
                 if norm is not None:
-                    norm.merge(x.flatten(0, 2))
+                    norm.merge(x.flatten(0, 2) if ended is None else x[~ended])
 
     def _pass(self, data: Fitting, minibatch: int, rng: np.random.Generator) -> float:
         total = weight = 0.0

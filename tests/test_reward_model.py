@@ -158,6 +158,17 @@ def test_an_end_is_known_to_those_who_drew_a_few_and_its_worth_is_theirs():
     assert (rewards.mean(-1) > 0.5).all()  # a step is worth more than an end
 
 
+def test_pictures_after_an_end_do_not_count_in_the_moments():
+    data = with_ends(50, np.arange(50), offset=1.0)
+    assert data.ended is not None
+    data.obs[data.ended] = 8.0
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(data, passes=1)
+    (leaf,) = model.encoder.leaves
+    torch.testing.assert_close(leaf.norm.mean, torch.from_numpy(data.obs[~data.ended].mean(0)))
+    torch.testing.assert_close(leaf.norm.std, torch.from_numpy(data.obs[~data.ended].std(0)))
+
+
 def test_the_worth_of_an_end_does_not_decay():
     model = RewardModel(BOX, ACTIONS, seed=1)
     model.ended_reward.data += 3.0
