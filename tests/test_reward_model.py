@@ -131,7 +131,7 @@ def test_members_see_other_draws_which_stay():
 
 
 def with_ends(N, kept, *, offset):
-    """Steps worth `offset` and more or less, and some comparisons in which a segment ends before the other."""
+    """Steps worth `offset` and more or less; in the comparisons `kept` one segment ends before the other."""
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(N, 2, 20, 3)).astype(np.float32)
     actions = rng.uniform(-1, 1, (N, 2, 20, 2)).astype(np.float32)
