@@ -61,7 +61,7 @@ class Teacher:
         reward: str | Reward | None = None,  # to judge by, a function or its word; None: the environment's
         expert: str = "",  # an expert's word: judge by how near the actions are to what it would do
         name: str = "synthetic",
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> None:
         for what, value, most in (("discount", discount, 1.0), ("mistake", mistake, 1.0)):
             if not 0 <= value <= most:

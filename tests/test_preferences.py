@@ -150,6 +150,24 @@ def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
     assert Nobody.asked == first
 
 
+def test_scripted_teachers_err_at_other_questions_in_each_run_and_after_a_restart(tmp_path):
+    rewards = np.random.default_rng(0).uniform(0, 1, (100, 2, 10))
+
+    def mistakes(folder, run_seed, **arguments):
+        spec = LabelerSpec("synthetic:mistake", {"mistake": 0.5, **arguments})
+        teacher: Any = Preferences(settings(), spaces(), tmp_path / folder, spec, run_seed).labeler
+        return [bool(teacher.weights(list(pair)).argmax() != pair.sum(1).argmax()) for pair in rewards]
+
+    first = mistakes("a", 1)
+    assert mistakes("b", 1) == first
+    assert mistakes("c", 2) != first
+    asking = reward_learner(tmp_path / "a")
+    asking.observe(rollouts(1))
+    asking.ask(0)
+    assert mistakes("a", 1) != first
+    assert mistakes("d", 1, seed=5) == mistakes("e", 2, seed=5)
+
+
 def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
     reward = reward_learner(tmp_path)
     reward.observe(rollouts())
