@@ -65,6 +65,9 @@ WAYS: Mapping[str, Score] = {
     way.__name__: way for way in (uniform, disagreement, entropy, k_centre, same_start)
 }
 
+BY_MODEL = ("disagreement", "entropy")
+"""Those that need a reward model."""
+
 
 def choose(
     way: str,

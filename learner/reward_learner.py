@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from learner.comparisons import Comparisons
-from learner.pairs import choose
+from learner.pairs import BY_MODEL, choose
 from learner.reliability import reliabilities
 from learner.reward_model import MINIBATCH, Fitting, RewardModel
 from learner.segments import SegmentPool
@@ -128,7 +128,9 @@ class RewardLearner:
         pool, rng = self.pool, np.random.default_rng([self.seed, 13, self.comparisons.asked])
         of = pool.across_time if self.settings.across_time else pool.newest
         segments = of(self.settings.candidates)
-        way = self.settings.pairs if self.ready else "uniform"
+        way = self.settings.pairs
+        if way in BY_MODEL and not self.ready:
+            way = "uniform"
         if not segments and pool.episodes >= PATIENCE:
             raise TrainingError(
                 f"method.segment_length: the longest of {pool.episodes} episodes had {pool.longest} steps, "

@@ -14,6 +14,7 @@ from expert_oracle.synthetic import Teacher
 from expert_oracle.tasks import upright
 from learner.methods.cpl import CPL
 from learner.methods.preference import Preference
+from learner.pairs import WAYS, choose
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
@@ -86,6 +87,23 @@ def test_the_first_answers_are_waited_for_and_later_ones_are_not(tmp_path):
     before = reward.fit()
     reward.hear(teacher.label(later[:1]))
     assert reward.fit()["comparisons"] == before["comparisons"] + 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_only_ways_that_need_a_reward_model_wait_for_one(tmp_path, way, monkeypatch):
+    ways = []
+
+    def chosen(way, *given, **more):
+        ways.append(way)
+        return choose(way, *given, **more)
+
+    monkeypatch.setattr("learner.reward_learner.choose", chosen)
+    reward = reward_learner(tmp_path, pairs=way)
+    reward.observe(rollouts(1))
+    reward.hear(Teacher(reward=upright).label(reward.ask(0)))
+    reward.fit()
+    reward.ask(500)
+    assert ways == ["uniform" if way in ("disagreement", "entropy") else way, way]
 
 
 def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
