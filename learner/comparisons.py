@@ -23,7 +23,7 @@ import tree
 
 from learner.reward_model import Compared
 from tutelage.errors import DatasetError, TrainingError
-from tutelage.types import Answer, Array, EnvRecipe, Query, Segment
+from tutelage.types import Answer, Array, EnvRecipe, Query, Segment, Tree
 
 INDEX, PREFIXES = "index.jsonl", "prefixes.bin"
 
@@ -124,6 +124,11 @@ class Comparisons:
     def annotators(self) -> list[str]:
         """Who answered, an entry for each comparison of `compared()`."""
         return [annotator for _, annotator in self._decided()]
+
+    def segments(self) -> tuple[Tree, Array]:
+        """Observations and actions [Q, K, L, ...] of all questions, answered or not."""
+        arrays = self._arrays()
+        return self._obs(arrays), arrays["actions"]
 
     def rewards(self) -> Array:
         """The environment's own [Q, K, L] in the segments of all questions: to report, not to learn from."""

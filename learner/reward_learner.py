@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from learner.comparisons import Comparisons
-from learner.pairs import BY_MODEL, choose
+from learner.pairs import BY_MODEL, NOTHING, choose, looks
 from learner.reliability import reliabilities
 from learner.reward_model import MINIBATCH, Fitting, RewardModel
 from learner.segments import SegmentPool
@@ -101,6 +101,7 @@ class RewardLearner:
         self._fitted_to = -1  # of all that ever came
         self._credit = float(self.comparisons.asked)  # questions that may have been asked by now
         self._counted_to = 0  # env steps up to which that holds
+        self._looked = NOTHING
         self.figures: dict[str, float] = {}
 
     @property
@@ -136,7 +137,8 @@ class RewardLearner:
                 f"method.segment_length: the longest of {pool.episodes} episodes had {pool.longest} steps, "
                 f"and no segment of {self.settings.segment_length} could be cut to ask about; set it to less"
             )
-        groups = choose(way, segments, n, model=self.model, rng=rng, options=self.settings.options)
+        options, asked = self.settings.options, self._looks() if way == "k_centre" else NOTHING
+        groups = choose(way, segments, n, model=self.model, rng=rng, options=options, asked=asked)
         queries = [
             Query(
                 id=f"c{self.comparisons.asked + i:06d}-{uuid.uuid4().hex[:8]}",
@@ -148,6 +150,17 @@ class RewardLearner:
         ]
         self.comparisons.ask(queries)
         return queries
+
+    def _looks(self) -> Array:
+        """What the first two segments of all questions so far look like [Q, 2, D]."""
+        if len(self._looked) < self.comparisons.asked:
+            obs, actions = (
+                tree.map_structure(lambda x: x[len(self._looked) :, :2], part)
+                for part in self.comparisons.segments()
+            )
+            new = looks(obs, actions, axis=2)
+            self._looked = np.concatenate([self._looked, new]) if len(self._looked) else new
+        return self._looked
 
     def _due(self, env_steps: int) -> int:
         """Questions to ask now: the first ones at once, then by the schedule, `batch` at a time."""

@@ -49,7 +49,7 @@ class LabelerSpec:
         return self.labeler == PEOPLE or self.labeler.startswith(GRPC)
 
     def build(self, seed: int | tuple[int, ...] = 0) -> Labeler:
-        """The labeler; `seed` is a scripted teacher's, where the arguments give none. Raises ConfigError for a
+        """The labeler; `seed` is a scripted teacher's where the arguments give none. Raises ConfigError for a
         word or an argument that is not known."""
         from expert_oracle.synthetic import NAMES, synthetic
         from services.labeler.client import LabelerClient

@@ -14,7 +14,7 @@ from expert_oracle.synthetic import Teacher
 from expert_oracle.tasks import upright
 from learner.methods.cpl import CPL
 from learner.methods.preference import Preference
-from learner.pairs import WAYS, choose
+from learner.pairs import WAYS, choose, looks
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
@@ -104,6 +104,20 @@ def test_only_ways_that_need_a_reward_model_wait_for_one(tmp_path, way, monkeypa
     reward.fit()
     reward.ask(500)
     assert ways == ["uniform" if way in ("disagreement", "entropy") else way, way]
+
+
+def test_k_centre_knows_what_was_asked_before_a_restart(tmp_path):
+    def looked(**changes):
+        reward = reward_learner(tmp_path, pairs="k_centre", options=3, **changes)
+        reward.observe(rollouts(1))
+        return reward, reward.ask(0)
+
+    first, queries = looked(comparisons=20)
+    seen = np.stack([[looks(one.obs, one.actions, axis=0) for one in query.options[:2]] for query in queries])
+    np.testing.assert_allclose(first._looks(), seen)
+    again, more = looked(comparisons=40)
+    assert len(queries) == len(more) == 5
+    np.testing.assert_allclose(again._looks()[:5], seen)
 
 
 def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
