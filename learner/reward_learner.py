@@ -170,7 +170,7 @@ class RewardLearner:
         if asked < self.first and not self.ready:
             return self.first - asked
         if self._nobody_could_tell():
-            return min(self.first, one.comparisons - asked)
+            return max(0, min(self.first, one.comparisons - asked))
         self._earn(env_steps)
         due = int(min(self._credit, one.comparisons) + 1e-6) - asked
         return due if due > 0 and due >= min(one.batch, one.comparisons - asked) else 0
@@ -225,8 +225,7 @@ class RewardLearner:
                 compared, self.comparisons.annotators(), self.model if self.ready else None
             )
             compared = replace(compared, careless=careless)
-        if self.ready and answers > self.fitted:  # before they are learnt from
-            new = self.comparisons.last(answers - self.fitted)
+        if self.ready and (new := self.comparisons.new_since(self._fitted_to)):  # before they are learnt from
             accuracy = self.model.test(Fitting(new, one.members, self.seed, held_out=True))[1]
             if np.isfinite(accuracy):
                 counts["reward_accuracy"] = accuracy

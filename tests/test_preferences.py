@@ -252,11 +252,36 @@ def test_answers_that_were_corrected_are_learnt_and_odd_ones_refused(tmp_path):
     reward.hear([replace(answers[0], value=1 - np.asarray(answers[0].value))])
     reward.fit()
     assert any(not torch.equal(a, b) for a, b in zip(before, reward.model.parameters(), strict=True))
-    (newest,) = reward.comparisons.last(1).rows
-    assert newest == 0
+    assert reward.comparisons.new_since(10) is None
     for odd in ([1.0, 0.0, 0.0], [np.nan, 1.0], [2.0, -1.0], 1):
         with pytest.raises(TrainingError, match=f"question {queries[1].id} with"):
             reward.hear([replace(answers[1], value=np.asarray(odd), annotator="odd")])
+
+
+def test_accuracy_on_new_answers_is_not_of_old_ones_that_were_corrected(tmp_path, monkeypatch):
+    reward = reward_learner(tmp_path, comparisons=40, first_share=0.5)
+    reward.observe(rollouts())
+    first = Teacher(reward=upright).label(reward.ask(0))
+    reward.hear([replace(first[0], cannot_tell=True), *first[1:]])
+    reward.fit()
+    again = reward_learner(tmp_path, comparisons=40, first_share=0.5)
+    again.set_state(reward.get_state())
+    again.observe(rollouts())
+    tested = []
+    monkeypatch.setattr(again.model, "test", lambda data: tested.append(data.compared.rows) or (0.0, 0.5))
+    new = Teacher(reward=upright).label(again.ask(900))
+    again.hear([*new, *(replace(one, value=1 - np.asarray(one.value)) for one in first)])
+    again.fit()
+    assert sorted(tested[0]) == [0, *range(20, 20 + len(new))]  # nothing was learnt of the first before
+
+
+def test_a_run_given_fewer_questions_than_were_asked_asks_none(tmp_path):
+    before = reward_learner(tmp_path, comparisons=40, first_share=0.5)
+    before.observe(rollouts())
+    before.hear(replace(one, cannot_tell=True) for one in Teacher(reward=upright).label(before.ask(0)))
+    after = reward_learner(tmp_path, comparisons=10, first_share=0.5)
+    after.observe(rollouts())
+    assert after.ask(10) == []
 
 
 def test_where_nobody_could_tell_others_are_asked(tmp_path):

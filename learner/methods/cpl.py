@@ -70,6 +70,8 @@ class CPL(Asking):
         against = torch.where(own, scores[:, :, None], self.conservative * scores[:, None, :])
         contrast = -(weights * (scores - against.logsumexp(-1))).sum(-1).mean()
         cloning = -(logp.sum() / played.sum())
-        right = (scores.argmax(-1) == weights.argmax(-1)).float().mean()
+        decided = weights.max(-1).values > weights.mean(-1) + 1e-6
+        right = (scores.argmax(-1) == weights.argmax(-1)) & decided
+        accuracy = right.sum() / decided.sum().clamp(min=1)
         loss = contrast + self.cloning * cloning
-        return loss, {"loss": contrast.detach(), "nll": cloning.detach(), "accuracy": right}
+        return loss, {"loss": contrast.detach(), "nll": cloning.detach(), "accuracy": accuracy}
