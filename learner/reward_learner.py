@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from learner.comparisons import Comparisons
-from learner.pairs import BY_MODEL, NOTHING, choose, looks
+from learner.pairs import BY_MODEL, NOTHING, choose, looks, probabilities
 from learner.reliability import reliabilities
 from learner.reward_model import MINIBATCH, Fitting, RewardModel
 from learner.segments import SegmentPool
 from tutelage.errors import TrainingError
-from tutelage.types import Answer, Array, Query, Rollout, Tree
+from tutelage.types import Answer, Array, Query, Rollout, Segment, Tree
 
 KIND = "comparison"
 FIRST_PASSES = 5  # times as many when there was no reward before
@@ -139,6 +139,10 @@ class RewardLearner:
             )
         options, asked = self.settings.options, self._looks() if way == "k_centre" else NOTHING
         groups = choose(way, segments, n, model=self.model, rng=rng, options=options, asked=asked)
+        if self.ready and self.settings.fits and len(groups):
+            self.figures["reward_disagreement"] = self._disagreement(
+                [segments[k] for k in groups[:, :2].flat]
+            )
         queries = [
             Query(
                 id=f"c{self.comparisons.asked + i:06d}-{uuid.uuid4().hex[:8]}",
@@ -150,6 +154,11 @@ class RewardLearner:
         ]
         self.comparisons.ask(queries)
         return queries
+
+    def _disagreement(self, segments: Sequence[Segment]) -> float:
+        """How far the members' probabilities are apart, as a standard deviation, in pairs of neighbours."""
+        pairs = np.arange(len(segments)).reshape(-1, 2)
+        return float(probabilities(pairs, segments, self.model).std(0).mean())
 
     def _looks(self) -> Array:
         """What the first two segments of all questions so far look like [Q, 2, D]."""
