@@ -26,6 +26,7 @@ draws a few comparisons which depend on it knows it, and can tell rewards relati
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 from collections.abc import Iterator, Mapping
@@ -101,14 +102,17 @@ class RewardModel(nn.Module):
         config = {"normalise_observations": True, "conv_filters": conv_filters}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = Encoder(observation_space, config)
-            sizes = [self.encoder.size + gym.spaces.flatdim(action_space), *hiddens, 1]
+            first = Encoder(observation_space, config)
+            learns = any(True for _ in first.parameters())  # of images; vectors are only normalised
+            others = [Encoder(observation_space, config) for _ in range(members - 1 if learns else 0)]
+            self.encoders = nn.ModuleList([first, *others])  # one a member where it learns, else one for all
+            sizes = [first.size + gym.spaces.flatdim(action_space), *hiddens, 1]
             self.net = EnsembleMLP(members, sizes, activation, output_gain=1.0)
         self.ended_reward = nn.Parameter(torch.zeros(members, 1))
         self.register_buffer("ends_known", torch.zeros(members, dtype=torch.bool))
         self.register_buffer("offset", torch.zeros(members, 1))
         self.register_buffer("scale", torch.ones(members, 1))
-        decayed = [*self.encoder.parameters(), *self.net.parameters()]
+        decayed = [*self.encoders.parameters(), *self.net.parameters()]
         self.optimiser = torch.optim.AdamW(
             [{"params": decayed}, {"params": [self.ended_reward], "weight_decay": 0.0}],
             lr=lr,
@@ -126,7 +130,10 @@ class RewardModel(nn.Module):
         return self.net(self._features(obs, actions)).squeeze(-1)
 
     def _features(self, obs: Tree, actions: Tensor) -> Tensor:
-        return torch.cat([self.encoder(obs), self._action_features(actions)], dim=-1)
+        """Features [M, N, size], or [1, N, size] where they are the same for all members."""
+        taken = self._action_features(actions)
+        features = [torch.cat([encode(obs), taken], dim=-1) for encode in self.encoders]
+        return torch.stack(features) if len(features) > 1 else features[0][None]
 
     @torch.no_grad()
     def rewards(self, obs: Tree, actions: Tensor, *, relative_to_end: bool = False) -> Tensor:
@@ -164,7 +171,9 @@ class RewardModel(nn.Module):
         flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
         features = self._features(flat, actions.flatten(0, 2))
         if of is not None:
-            features = features.unflatten(0, (N, K * L))[of].flatten(1, 2)
+            features = features.unflatten(1, (N, K * L))
+            own = torch.arange(self.members)[:, None] if len(features) > 1 else 0
+            features = features[own, of].flatten(1, 2)
             ended = None if ended is None else ended[of]
         rewards = self.net(features).unflatten(1, (-1, K, L)).squeeze(-1)
         if ended is not None:
@@ -196,13 +205,14 @@ class RewardModel(nn.Module):
 
     def _see(self, data: Fitting) -> None:
         """Set the moments of the observations, those after an end left out."""
-        norms: list[Any] = [leaf.norm for leaf in self.encoder.leaves]
-        for norm in filter(None, norms):
+        leaves: list[Any] = [[leaf.norm for leaf in encoder.leaves] for encoder in self.encoders]
+        by_leaf = [[norm for norm in norms if norm is not None] for norms in zip(*leaves, strict=True)]
+        for norm in itertools.chain(*by_leaf):
             norm.count.zero_()
-        for rows in data.all() if any(norms) else ():
+        for rows in data.all() if any(by_leaf) else ():
             obs, _, ended, *_ = data.rows(rows)
-            for norm, x in zip(norms, tree.flatten(obs), strict=True):
-                if norm is not None:
+            for norms, x in zip(by_leaf, tree.flatten(obs), strict=True):
+                for norm in norms:
                     norm.merge(x.flatten(0, 2) if ended is None else x[~ended])
 
     def _pass(self, data: Fitting, minibatch: int, rng: np.random.Generator) -> float:

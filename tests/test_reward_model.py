@@ -164,7 +164,7 @@ def test_pictures_after_an_end_do_not_count_in_the_moments():
     data.obs[data.ended] = 8.0
     model = RewardModel(BOX, ACTIONS, seed=1)
     model.fit(data, passes=1)
-    (leaf,) = model.encoder.leaves
+    (leaf,) = model.encoders[0].leaves
     torch.testing.assert_close(leaf.norm.mean, torch.from_numpy(data.obs[~data.ended].mean(0)))
     torch.testing.assert_close(leaf.norm.std, torch.from_numpy(data.obs[~data.ended].std(0)))
 
@@ -186,6 +186,31 @@ def test_each_member_may_have_returns_of_its_own_segments():
     of = torch.tensor([[0, 3], [3, 5], [7, 3]])
     expected = model.returns(obs, actions, ended).gather(1, of[..., None].expand(-1, -1, 2))
     torch.testing.assert_close(model.returns(obs, actions, ended, of=of), expected)
+
+
+def test_of_images_each_member_has_convolutions_of_its_own():
+    """What a member does not draw leaves it as it is."""
+    space = gym.spaces.Dict(image=gym.spaces.Box(0, 255, (8, 8, 1), np.uint8), vector=BOX)
+    rng = np.random.default_rng(0)
+    obs = {
+        "image": rng.integers(0, 255, (1, 2, 3, 8, 8, 1)).astype(np.uint8),
+        "vector": rng.normal(size=(1, 2, 3, 3)).astype(np.float32),
+    }
+    actions = rng.integers(0, 3, (1, 2, 3))
+    data = Compared(obs, actions, np.array([[1, 0]], np.float32), np.array([0]))
+    model = RewardModel(space, gym.spaces.Discrete(3), conv_filters=[[4, 4, 2], [4, 4, 1]], seed=1)
+    fitting = Fitting(data, 3, 1)
+    fitting.counts = torch.tensor([[1.0], [0.0], [0.0]])
+    model._see(fitting)
+    columns = {name: torch.from_numpy(x) for name, x in obs.items()}, torch.from_numpy(actions)
+    before = model.returns(*columns).detach()
+    assert not torch.allclose(before[0], before[1])
+    for group in model.optimiser.param_groups:
+        group["weight_decay"] = 0.0
+    model._pass(fitting, 1, rng)
+    moved = (model.returns(*columns) - before).abs().amax((1, 2))
+    assert moved[0] > 1e-4
+    assert moved[1:].max() == 0
 
 
 def test_what_overfits_is_held_back_more():
