@@ -147,6 +147,7 @@ class MethodLearner(TorchLearner):
             self.reward_model.load_state_dict(weights)
             if not self.rewarded:
                 self.method.reward_begins(self.policy)
+                self.get_optimizer(DEFAULT_MODULE_ID).state.clear()  # moments of another loss
                 self._make_modules_ddp_if_necessary()  # what it drew anew is the same for all
             self.rewarded = True
         if self.dataset is None:

@@ -23,7 +23,7 @@ from tutelage.types import EnvRecipe
 CARTPOLE = EnvRecipe("CartPole-v1")
 
 
-def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, **training) -> Any:
+def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, model=None, **training) -> Any:
     made = gym.make(env)
     config: Any = TrainerConfig()
     config.learning_method = make_method(method, settings or {})
@@ -33,7 +33,7 @@ def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, **
         module_class=PolicyModule,
         observation_space=made.observation_space,
         action_space=made.action_space,
-        model_config={"value": config.learning_method.needs_value},
+        model_config=model or {"value": config.learning_method.needs_value},
     )
     torch.manual_seed(0)
     learner = MethodLearner(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from ray.rllib.core import DEFAULT_MODULE_ID
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from actors.collect import Collector
@@ -20,6 +21,7 @@ from services.overrides import load_config
 from services.settings import preflight
 from services.trainer import Trainer, result_seeds
 from services.trainer_config import TrainerConfig
+from tests.test_learner import make_learner
 from tutelage.errors import ConfigError
 from tutelage.policy import mode, sample
 from tutelage.types import EnvRecipe
@@ -134,6 +136,30 @@ def test_targets_follow_slowly_and_begin_anew_with_the_critics():
     critics.begin_anew()
     for ours, theirs in zip(critics.net.parameters(), critics.target_net.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_critics_of_images_begin_anew_with_other_convolutions():
+    space = Box(0, 255, (8, 8, 1), np.uint8)
+    one = PolicyModule(
+        observation_space=space,
+        action_space=ACTIONS,
+        model_config={
+            **SIZES,
+            "critics": True,
+            "value": False,
+            "conv_filters": [[4, 4, 2], [4, 4, 1]],
+        },
+    )
+    assert one.critics is not None
+    before = {name: p.clone() for name, p in one.critics.named_parameters()}
+    one.critics.begin_anew()
+    after = dict(one.critics.named_parameters())
+    weights = [name for name, p in before.items() if p.ndim > 1 and "bias" not in name]
+    assert any(name.startswith("encoder") for name in weights)
+    assert not any(torch.equal(before[name], after[name]) for name in weights)
+    for name in weights:
+        if not name.startswith("target_"):
+            torch.testing.assert_close(after[name], after[f"target_{name}"])
 
 
 def test_a_bandit_is_solved():
@@ -301,6 +327,28 @@ def test_it_explores_then_asks_then_goes_on_after_a_restart_with_its_replay(tmp_
     (learner,) = again._all_learners(lambda learner: (len(learner.recent or ()), learner.rewarded))
     assert learner == (1000, True)
     again.stop()
+
+
+def test_where_the_reward_begins_nothing_is_left_of_the_moments_of_the_novelty(tmp_path):
+    asking = {"comparisons": 10, "segment_length": 10, "ask_until": 1000, "explore_steps": 0}
+    learner = make_learner(
+        tmp_path,
+        "pebble",
+        "Pendulum-v1",
+        settings={**asking, "first_steps": 10, "updates_per_step": 0.5},
+        model={**SIZES, "critics": True, "value": False},
+    )
+    first, second, third = rollouts()
+    learner.update([first], key="0", seed=0, env_steps=40)
+    optimiser = learner.get_optimizer(DEFAULT_MODULE_ID)
+    (before,) = optimiser.state.values()
+    reward = learner.reward_model.state_dict()
+    learner.update([second], key="1", seed=1, env_steps=80, reward=reward)
+    (state,) = optimiser.state.values()
+    assert (float(before["step"]), float(state["step"])) == (20, 20)
+    learner.update([third], key="2", seed=2, env_steps=120, reward=reward)
+    (state,) = optimiser.state.values()
+    assert float(state["step"]) == 40
 
 
 @pytest.mark.slow
