@@ -111,6 +111,7 @@ class MethodLearner(TorchLearner):
         if self._check_component("reward_scale", components, not_components):
             state["reward_scale"] = self.reward_scale.get_state()
             state["rewarded"] = self.rewarded
+            state["replayed"] = 0 if self.recent is None else self.recent.added
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -118,6 +119,8 @@ class MethodLearner(TorchLearner):
         if "reward_scale" in state:
             self.reward_scale.set_state(state["reward_scale"])
             self.rewarded = state["rewarded"]
+        if isinstance(self.method, Replaying) and self.recent is not None:
+            self.recent.go_on(state.get("replayed", 0))
 
     def compute_loss_for_module(self, *, batch: Columns, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """RLlib's name for the loss of one minibatch."""

@@ -201,24 +201,41 @@ def test_replay_is_there_again_after_a_restart(tmp_path):
     replay = Recent(100, tmp_path / "0")
     replay.add(first)
     replay.add(second)
-    del replay
-    again = Recent(100, tmp_path / "0")
-    again.add(third)
+    replay, known = Recent(100, tmp_path / "0"), replay.added
+    replay.go_on(known)
+    replay.add(third)
+    again = replay
     assert len(again) == 100
     kept = again.sample(2000, np.random.default_rng(0))
     known = np.concatenate([transitions(one)["obs"] for one in (first, second, third)])[-100:]
     seen = {tuple(row) for row in kept["obs"].tolist()}
     assert seen == {tuple(row) for row in known.tolist()}
-    assert len(list((tmp_path / "0").iterdir())) == 7
+    assert len(list((tmp_path / "0").iterdir())) == 6
+
+
+def test_replay_forgets_what_came_after_the_checkpoint(tmp_path):
+    first, second, third = rollouts()
+    replay = Recent(1000, tmp_path / "0")
+    replay.add(first)
+    saved = replay.added
+    replay.add(second)  # and a kill
+    again = Recent(1000, tmp_path / "0")
+    again.go_on(saved)
+    again.add(third)
+    assert len(again) == 80
+    kept = {tuple(row) for row in again.sample(4000, np.random.default_rng(0))["obs"].tolist()}
+    assert kept == {tuple(row) for one in (first, third) for row in transitions(one)["obs"].tolist()}
 
 
 @pytest.mark.parametrize("damage", ["capacity", "missing"])
 def test_replay_of_another_kind_begins_anew(tmp_path, damage):
     first, second, _ = rollouts()
-    Recent(100, tmp_path / "0").add(first)
+    before = Recent(100, tmp_path / "0")
+    before.add(first)
     if damage == "missing":
         (tmp_path / "0" / "2.npy").unlink()
     again = Recent(50 if damage == "capacity" else 100, tmp_path / "0")
+    again.go_on(before.added)
     again.add(second)
     assert len(again) == 40
 
@@ -321,6 +338,7 @@ def test_it_explores_then_asks_then_goes_on_after_a_restart_with_its_replay(tmp_
         seen.append((figures["asked"], figures.get("waiting", 0), figures["minibatches"], trainer.env_steps))
     assert seen == [(0, 1, 40, 200), (0, 1, 40, 400), (10, 0, 40, 600), (10, 0, 40, 800)]
     trainer.save_to_path(str(tmp_path / "saved"))
+    trainer.train()  # a round that no checkpoint knows
     trainer.stop()
     again = Trainer.restored(tmp_path / "saved", pendulum(tmp_path, **settings))
     again.train()
