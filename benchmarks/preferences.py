@@ -49,6 +49,7 @@ def of(command: list[str], key: str, values: Mapping[str, str] | tuple[str, ...]
 
 CARTPOLE = "preference-cartpole"
 FEW = ["preference-pendulum", "method.comparisons=200"]  # of 350 every way makes as much; of 100, few any
+CHOSEN = [*FEW, "method.first_share=0.25"]  # a reward model chooses among pairs once there is one
 PER_UNIT = "feedback.arguments.rationality=0.0625"  # B-Pref's 1 is for rewards that span 1, here it is 16
 BY_REGRET = ["feedback.labeler=synthetic:oracle", "feedback.arguments.expert=checkpoint:cartpole"]
 QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
@@ -71,8 +72,8 @@ QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
     },
     "pairs": {
         "Pendulum": {
-            **of(FEW, "method.pairs", tuple(WAYS)),
-            "uniform, across time": [*FEW, "method.across_time=true"],
+            **of(CHOSEN, "method.pairs", tuple(WAYS)),
+            "uniform, across time": [*CHOSEN, "method.across_time=true"],
         }
     },
     "often": {

@@ -24,7 +24,7 @@ import tree
 
 from learner.reward_model import Compared
 from tutelage.errors import DatasetError, TrainingError
-from tutelage.types import Answer, Array, EnvRecipe, Query, Segment
+from tutelage.types import Answer, Array, EnvRecipe, Query, Segment, Tree
 
 INDEX = "index.jsonl"
 PREFIXES, PICTURES = "prefixes.bin", "pictures.bin"  # of segments, of any length
@@ -42,6 +42,7 @@ class Comparisons:
         self._lines: list[int] = []  # where in the index is what makes a row a question again
         self._sizes = {PREFIXES: 0, PICTURES: 0}
         self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
+        self._first: dict[tuple[str, str], int] = {}  # the same -> `heard` before it said which is better
         self.heard = 0  # answers that ever came, those that took the place of others too
         self._read()
 
@@ -94,7 +95,8 @@ class Comparisons:
         before = len(self._answers)
         if lines:
             self._write({}, lines)
-            self.heard += len(lines)
+            for line in lines:
+                self._hear((line["query"], line["annotator"]), line["weights"])
             for key in new:
                 self._answers.pop(key, None)  # so that the newest come last
             self._answers |= new
@@ -115,9 +117,11 @@ class Comparisons:
         answered = {query for query, _ in self._answers}
         return [self._query(id, row) for id, row in self._rows.items() if id not in answered]
 
-    def last(self, answers: int) -> Compared:
-        """The comparisons of the newest answers, at least one."""
-        return self._compared(list(self._decided())[-answers:])
+    def new_since(self, heard: int) -> Compared | None:
+        """The comparisons that came after so many answers, corrections of earlier ones left out; None: there
+        are none."""
+        new = [key for key in self._decided() if self._first[key] >= heard]
+        return self._compared(new) if new else None
 
     def compared(self) -> Compared:
         """All of them, read from the disk as they are indexed. Raises DatasetError where there are none."""
@@ -126,6 +130,11 @@ class Comparisons:
     def annotators(self) -> list[str]:
         """Who answered, an entry for each comparison of `compared()`."""
         return [annotator for _, annotator in self._decided()]
+
+    def segments(self) -> tuple[Tree, Array]:
+        """Observations and actions [Q, K, L, ...] of all questions, answered or not."""
+        arrays = self._arrays()
+        return self._obs(arrays), arrays["actions"]
 
     def rewards(self) -> Array:
         """The environment's own [Q, K, L] in the segments of all questions: to report, not to learn from."""
@@ -310,7 +319,12 @@ class Comparisons:
             key = said["query"], said["annotator"]
             self._answers.pop(key, None)
             self._answers[key] = said["weights"]
-            self.heard += 1
+            self._hear(key, said["weights"])
+
+    def _hear(self, key: tuple[str, str], weights: list[float] | None) -> None:
+        if weights is not None:
+            self._first.setdefault(key, self.heard)
+        self.heard += 1
 
 
 def _asked(query: Query, places: Iterator[tuple[int, int]]) -> dict[str, Any]:

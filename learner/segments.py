@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tree
 
-from tutelage.types import Array, Pictures, Rollout, Segment, Tree
+from tutelage.types import Array, Pictures, Rollout, Segment
 
 OVERLAP = 2  # segments in which a step is on average, where there is room for as many
 BEYOND = 0.25  # of an episode's segments, at most, run on after its end, where others fit into it
@@ -168,21 +167,10 @@ def seen(pictures: Pictures, slot: int, start: int, end: int, ended: Array) -> t
     return (*pictures.obs[start:end, slot], *last)
 
 
-def features(segments: list[Segment]) -> Array:
-    """What segments look like, as vectors [N, D]: their mean observation and action, standardised."""
-    rows = np.stack([_feature(segment.obs, segment.actions) for segment in segments])
-    return standardised(rows)
-
-
 def first_states(segments: list[Segment]) -> Array:
     """Where segments begin, as vectors [N, D], standardised."""
     rows = [np.concatenate([np.ravel(leaf[0]) for leaf in tree.flatten(segment.obs)]) for segment in segments]
     return standardised(np.stack(rows).astype(np.float64))
-
-
-def _feature(*parts: Tree) -> Array:
-    leaves: list[Any] = [leaf for part in parts for leaf in tree.flatten(part)]
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64).mean(0)) for leaf in leaves])
 
 
 def standardised(rows: Array) -> Array:
