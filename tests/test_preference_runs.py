@@ -26,6 +26,7 @@ from services.labeler.serve import Running
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
 from services.settings import build_config
+from services.trainer_config import TrainerConfig
 from tests.browser import CHROMIUM, FLAGS, GUIDED, SETTLED
 from tests.labelers import Page, page, served, wait_for
 from tutelage.errors import ServiceError, Unreachable
@@ -234,6 +235,51 @@ def greys(video: bytes) -> np.ndarray:
         return np.array(
             [frame.to_ndarray(format="rgb24").mean() / 255 for frame in container.decode(video=0)]
         )
+
+
+SLOW = """
+import time
+from expert_oracle.synthetic import Teacher
+
+class Slow(Teacher):
+    def label(self, queries):
+        time.sleep(0.4 if self._seen else 0.0)
+        return super().label(queries)
+"""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_policy_goes_on_while_somebody_thinks_and_its_reward_is_only_so_old(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    asking = {"comparisons": 40, "first_share": 0.5, "batch": 2, "segment_length": 12, "ask_until": 1500}
+    config = (
+        TrainerConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=1, num_envs_per_env_runner=4, rollout_fragment_length=32)
+        .method("preference", passes=1, members=2, reward_hiddens=(16,), **asking)
+        .feedback(
+            labeler=f"{tmp_path / 'slow.py'}:Slow",
+            arguments={"reward": "expert_oracle.tasks:upright"},
+            max_reward_lag=2,
+        )
+        .collection(asynchronous=True)
+        .training(minibatch_size=64, num_epochs=1)
+        .evaluation(evaluation_interval=None)
+        .storage(run_directory=tmp_path / "run")
+        .debugging(seed=1)
+    )
+    trainer = config.build_trainer()
+    rounds = []
+    while trainer.env_steps < 1500:
+        trainer.train()
+        rounds.append(dict(trainer.figures))
+    trainer.stop()
+    learning = [one for one in rounds if "waiting" not in one]
+    assert len(learning) >= 8
+    assert all(one["minibatches"] == 2 for one in learning)
+    assert max(one["reward_lag"] for one in learning) == 2
+    assert rounds[-1]["comparisons"] > learning[0]["comparisons"] == 20
+    assert np.isfinite([one["reward_loss"] for one in learning]).all()
 
 
 @pytest.mark.slow
