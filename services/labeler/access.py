@@ -357,7 +357,7 @@ def _read_tokens(path: str) -> Iterator[tuple[bytes, Person]]:
         if len(words) != 3 or words[1] not in ROLES:
             raise ConfigError(
                 f"--token-file: {path}, line {number} is not of the form TOKEN ROLE NAME with a role of "
-                f"{', '.join(ROLES)}"
+                f"{', '.join(ROLES)}; this is the list of machines, a client has its token alone"
             )
         yield _digest(words[0]).encode(), Person(words[2].strip(), words[1], machine=True)
 
