@@ -98,9 +98,19 @@ def _report(labeler: Service) -> dict[str, Any]:
     report = labeler.statistics.report()
     if fault := labeler.labeling.fault:
         report["alerts"].insert(0, f"the service tries again what it cannot do: {fault}")
+    if ended := nobody_trains(labeler.run):
+        report["alerts"].append(ended)
     if waiting := labeler.labeling.waiting():
         report["queue"]["waiting"] = waiting
     return report
+
+
+def nobody_trains(run: Path | None) -> str:
+    """What to know of a run that has ended; empty: it goes on, or there is none."""
+    if run is None or not is_run(run):
+        return ""
+    why = RunDirectory.open(run).read_summary().get("stopped_because")
+    return f"the run has ended ({why}): answers are kept, and read once it is resumed" if why else ""
 
 
 @router.get("/events", response_class=StreamingResponse)
