@@ -81,6 +81,7 @@ class Point(BaseModel):
 
 
 class Run(BaseModel):
+    known: bool  # False: this labeler is not that of a run
     curve: list[Point]
     video: str | None
 
@@ -137,7 +138,10 @@ async def run(_: Operator, labeler: Labeler) -> Run:
     """How the run that asks goes: its learning curve, and its newest video."""
     curve = await labeler.do(curve_of, labeler.run)
     video = await labeler.do(_video, labeler)
-    return Run(curve=curve, video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None)
+    return Run(
+        known=labeler.run is not None,
+        curve=curve, video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None,
+    )
 
 
 def curve_of(run: Path | None) -> list[Point]:
@@ -179,7 +183,7 @@ async def _note(labeler: Service, person: Person, did: str, **what: Any) -> None
 
 @router.post("/pause")
 async def pause(person: Operator, labeler: Labeler) -> Done:
-    """Ask nobody anything; answers are still taken."""
+    """Show nobody anything; who has questions keeps them, and answers are still taken."""
     await labeler.do(labeler.labeling.queue.pause)
     await _note(labeler, person, "paused")
     return await _looked(labeler)
