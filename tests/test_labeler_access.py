@@ -124,7 +124,9 @@ def test_every_route_is_for_the_roles_that_the_table_says(running):
             continue
         for role, client in people.items():
             status = status_of(client, method, path)
-            reached = status not in (401, 403) or (path in ("/api/session", "/api/invite/{invite}") and status == 403)
+            reached = status not in (401, 403) or (
+                path in ("/api/session", "/api/invite/{invite}") and status == 403
+            )
             assert reached == (role in allowed), f"{route} as {role or 'nobody'}: {status}"
     for role, client in people.items():
         assert (status_of(client, "DELETE", "/api/session") != 401) == bool(role)

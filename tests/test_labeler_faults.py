@@ -18,6 +18,7 @@ from services.labeler.access import secret_of
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
+from services.labeler.access import Role
 from services.labeler.serve import invite_command, queue_name
 from services.labeler.valkey import Embedded
 from tests.labelers import Page, page, process, program, served, texts, wait_for
@@ -183,9 +184,10 @@ def test_what_the_store_has_lost_is_there_again_before_anybody_can_answer(tmp_pa
 
 def test_a_full_disk_keeps_answers_in_the_queue_until_the_ledger_has_room(tmp_path):
     with process(tmp_path, 60) as (server, url):
+        roles: tuple[Role, ...] = ("annotator", "operator")
         links = [
             invite_command(tmp_path, "", role, uses=1, name=name, machine=False)
-            for role, name in (("annotator", "anna"), ("operator", "boss"))
+            for role, name in zip(roles, ("anna", "boss"), strict=True)
         ]
         assert all(link.startswith(f"{url}/invite/") for link in links)  # where it listens
         anna, boss = (Page(url).come_in(link.rpartition("/")[2]) for link in links)

@@ -89,8 +89,8 @@ class Playing:
 class Driving:
     """The newest policy of a run drives, one episode after the other; a person takes over and hands back.
 
-    told: `run`, its folder; `folder`, where episodes are stored; `annotator`; `held`: an episode waits for the
-    person's first action, taking over, or restart
+    told: `run`, its folder; `folder`, where episodes are stored; `annotator`; `held`: an episode waits for
+    the person's first action, taking over, or restart
     """
 
     def __init__(self, line: Line, told: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
     to it     {"action": VALUE or null}, {"take_over": true or false}, {"restart": true}, {"end": true}
     from it   a picture (JPEG, binary), or {"state": "ready" | "playing" | "waiting" | "held" | "policy" |
-              "you" | "keeping" | "ended", "step": n, ...}; of a demonstration that was stored also "kept": true
+              "you" | "keeping" | "ended", "step": n, ...}; of a demonstration that was stored also
+              "kept": true
 
 Access is as everywhere: a session's cookie and an Origin of this service, or a machine's token. Whoever may
 not stay is told why as the connection's last word.

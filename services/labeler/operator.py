@@ -140,7 +140,8 @@ async def run(_: Operator, labeler: Labeler) -> Run:
     video = await labeler.do(_video, labeler)
     return Run(
         known=labeler.run is not None,
-        curve=curve, video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None,
+        curve=curve,
+        video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None,
     )
 
 
