@@ -298,12 +298,17 @@ class ClientAccess:
 
 
 def _first_token(path: str) -> str:
-    """Of a file as services have it: a token a line, `#` begins a comment."""
+    """Of a file as expert services have it: a token a line, `#` begins a comment."""
     lines = _read(path, "token_file").decode("ascii", "replace").splitlines()
     tokens = filter(None, (line.partition("#")[0].strip() for line in lines))
     token = next(tokens, None)
     if token is None:
         raise ConfigError(f"token_file: {path} has no token")
+    if len(token.split()) > 1:
+        raise ConfigError(
+            f"token_file: {path} has more than a token in a line; a labeler's list of machines (TOKEN ROLE "
+            "NAME a line) is for the service, and a client's file has its token alone"
+        )
     return token
 
 

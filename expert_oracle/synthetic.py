@@ -46,6 +46,10 @@ Reward = Callable[[Tree, Array], Array]
 """From the observations [L, ...] and actions [L, ...] of a segment to rewards [L]."""
 
 
+class NoRewards(ValueError):
+    """A segment came without what it was to be judged by."""
+
+
 class Teacher:
     """Somebody who judges segments by their rewards. A `Labeler`."""
 
@@ -84,7 +88,7 @@ class Teacher:
         self._turned: dict[int, float] = {}  # option -> what the walk adds to its return
 
     def label(self, queries: Sequence[Query]) -> list[Answer]:
-        """An answer to each. Raises ValueError for options without rewards."""
+        """An answer to each. Raises NoRewards for options without rewards."""
         return [self.answer(query) for query in queries]
 
     def answer(self, query: Query) -> Answer:
@@ -113,7 +117,7 @@ class Teacher:
                 )
             return np.where(segment.ended, 0.0, rewards)
         if segment.rewards is None:
-            raise ValueError(f"query {query.id}: a teacher judges by rewards, and a segment has none")
+            raise NoRewards(f"query {query.id}: a teacher judges by rewards, and a segment has none")
         return np.asarray(segment.rewards, np.float64)
 
     def weights(self, rewards: Sequence[Array]) -> Array | None:

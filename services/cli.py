@@ -404,14 +404,16 @@ def labeler_invite(
     name: Annotated[str, typer.Option(help="Whom it is for; needed for a token.")] = "",
     token: Annotated[bool, typer.Option("--token", help="A token for a machine instead.")] = False,
     store: Annotated[str, typer.Option(metavar="URL", help="That of the service, if not its own.")] = "",
-    url: Annotated[str, typer.Option(help="What people reach the service by.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="What people reach the service by; default: where it listens.")
+    ] = "",
 ) -> None:
     """Print a new link, or a machine's token, for a labeler that is being served."""
     from services.labeler.serve import folder_of, invite_command
 
     machine = token or role is RoleName.trainer
-    said = invite_command(folder_of(folder, run), store, role.value, uses=uses, name=name, machine=machine)
-    typer.echo(said if machine else f"{url.rstrip('/')}/invite/{said}")
+    where = folder_of(folder, run)
+    typer.echo(invite_command(where, store, role.value, uses=uses, name=name, machine=machine, url=url))
 
 
 @labeler_app.command("answer")

@@ -78,6 +78,7 @@ class Person:
         page = self.context.new_page()
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: dialog.accept())  # whether it is meant
         return page
 
     def _hear(self, message: ConsoleMessage) -> None:

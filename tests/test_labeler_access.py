@@ -30,6 +30,7 @@ WHO_MAY = {
     "GET /invite/{token}": OPEN,
     "GET /health": OPEN,
     "MOUNT /assets": OPEN,
+    "GET /api/invite/{invite}": OPEN,
     "POST /api/session": OPEN,  # who has an invite
     "DELETE /api/session": SIGNED_IN,
     "GET /api/me": SIGNED_IN,
@@ -123,7 +124,9 @@ def test_every_route_is_for_the_roles_that_the_table_says(running):
             continue
         for role, client in people.items():
             status = status_of(client, method, path)
-            reached = status not in (401, 403) or (path == "/api/session" and status == 403)
+            reached = status not in (401, 403) or (
+                path in ("/api/session", "/api/invite/{invite}") and status == 403
+            )
             assert reached == (role in allowed), f"{route} as {role or 'nobody'}: {status}"
     for role, client in people.items():
         assert (status_of(client, "DELETE", "/api/session") != 401) == bool(role)
@@ -152,6 +155,8 @@ def status_of_socket(client, path):
 
 def test_an_invite_lets_in_as_many_as_it_says_and_only_whom_it_is_for(running, access):
     invite = access.invite("annotator", uses=2)
+    seen = Page(running.url).get(f"/api/invite/{invite}")
+    assert seen.json() == {"role": "annotator", "name": ""}
     Page(running.url).come_in(invite, "  two   words ")
     assert Page(running.url).post("/api/session", json={"invite": invite, "name": "two words"}).json() == {
         "detail": "name: two words is taken; choose another, or ask for an invite of your own"
@@ -160,7 +165,11 @@ def test_an_invite_lets_in_as_many_as_it_says_and_only_whom_it_is_for(running, a
     Page(running.url).come_in(invite, "somebody else")
     spent = Page(running.url).post("/api/session", json={"invite": invite, "name": "a third"})
     assert (spent.status_code, "was used already" in spent.json()["detail"]) == (403, True)
-    again = Page(running.url).come_in(access.invite("annotator", name="two words"), "ignored")
+    spent = Page(running.url).get(f"/api/invite/{invite}")
+    assert (spent.status_code, "was used already" in spent.json()["detail"]) == (403, True)
+    named = access.invite("annotator", name="two words")
+    assert Page(running.url).get(f"/api/invite/{named}").json()["name"] == "two words"
+    again = Page(running.url).come_in(named, "ignored")
     assert again.get("/api/me").json()["annotator"] == "two words"
 
 
@@ -309,6 +318,7 @@ def test_with_access_off_everybody_on_this_machine_is_in_and_nobody_else(tmp_pat
             "answered": 0,
             "open": 0,
             "paused": False,
+            "draining": False,
             "access": False,
         }
         assert you.do("lease", n=1)["questions"] == []

@@ -17,10 +17,11 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import without_rewards
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
+from tests.labelers import served
 from tests.test_judge import Endpoint, longest
 from tests.test_labeler_rpc import eventually, running
 from tests.test_labeling import Camera, pair, texts
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, ServiceError
 from tutelage.types import Answer, Query
 
 
@@ -131,12 +132,28 @@ def test_a_judge_compares_texts_and_its_reason_is_kept(labeling, service):
     assert "has more" in next(iter(labeling.ledger)).body["reason"]
 
 
-def test_what_a_teacher_cannot_judge_it_gives_back(labeling, service):
+def test_what_teachers_cannot_judge_is_left_to_people(labeling, service):
     ask(labeling, [without_rewards(pair("b"))])
-    one = worker(service.address, "oracle", {"until_empty": True})
-    assert one.work() == {"given back": 1}
-    assert labeling.queue.counts()["open"] == 1
-    one.client.close()
+    for name in ("ann", "ben", "cem"):
+        one = worker(service.address, "oracle", {"annotator": name})
+        with pytest.raises(ConfigError, match=r"these questions carry no rewards.*; people have to answer"):
+            one.work()
+        one.client.close()
+    assert (labeling.queue.counts()["open"], labeling.queue.counts()["dead"]) == (1, 0)
+
+
+def test_a_question_that_is_none_for_a_machine_is_left_to_others(labeling, service):
+    class Puzzled:
+        def label(self, queries):
+            raise ValueError("what is this?")
+
+    ask(labeling, texts(1))
+    client = LabelerClient(service.address)
+    for name in ("ann", "ben", "cem"):
+        one = Worker(client, Puzzled(), ("text",), Habits(name, until_empty=True))
+        assert one.work() == {"given back": 1}
+    client.close()
+    assert (labeling.queue.counts()["open"], labeling.queue.counts()["dead"]) == (1, 0)
 
 
 @pytest.mark.parametrize("labeling", [4.0], indirect=True)
@@ -199,6 +216,16 @@ def test_what_went_to_somebody_else_is_not_judged(labeling, service):
     assert judged == ["q0"]
 
 
+def test_the_address_of_the_page_is_told_from_that_of_grpc(tmp_path):
+    with pytest.raises(ConfigError, match=r"not of the form HOST:PORT; that of its gRPC, not of the page"):
+        LabelerClient("http://127.0.0.1:8080")
+    with served(tmp_path) as running:
+        client = LabelerClient(running.url.removeprefix("http://"))
+        with pytest.raises(ServiceError, match=r"that is its page; give the address of its gRPC"):
+            client.stats()
+        client.close()
+
+
 def test_the_words():
     labeler, kinds = scripted("adversarial", {"mistake": 0.0})
     assert kinds == ("comparison",)
@@ -208,8 +235,9 @@ def test_the_words():
     assert certain.value.tolist() == [0, 1]
     for word, arguments, line in (
         ("orakle", {}, r"there is no labeler 'orakle'; did you mean 'oracle'"),
-        ("oracle", {"mistakes": 1}, r"labeler oracle: .*'mistakes'"),
-        ("judge", {}, r"labeler judge: .*endpoint"),
+        ("oracle", {"mistakes": 1}, r"labeler oracle: unknown setting 'mistakes'; did you mean 'mistake'"),
+        ("mistake", {"delay": 1}, r"labeler mistake: unknown setting 'delay'; did you mean 'delay_s'"),
+        ("judge", {}, r"labeler judge: it needs endpoint=URL model=NAME"),
         ("human", {}, r"people answer on the page"),
         ("oracle", {"away": 2}, r"away=2 is not from 0 to 1"),
         ("oracle", {"n": 0}, r"n=0 is not from 1 to 256"),

@@ -136,7 +136,7 @@ def test_pages_are_told_what_changes(running, asked):
     (name, before), *_, (_, after) = events(page(running, "anna-4"), "/api/events", 2)
     answered.join()
     assert name == "state"
-    assert set(before) == set(after) == {"open", "answered", "paused"}
+    assert set(before) == set(after) == {"open", "answered", "paused", "draining"}
     assert before != after
 
 
@@ -172,6 +172,7 @@ def test_operators_see_what_goes_on_and_can_stop_it(running, asked):
         "questions": [],
         "lease_s": 90,
         "paused": True,
+        "draining": False,
         "open": 0,
         "answered": 1,
     }
@@ -372,7 +373,7 @@ def test_invites_are_made_from_the_command_line(running, tmp_path, capsys, monke
     assert anna.get("/api/me").json()["annotator"] == "cli-anna"
     code, token, _ = command("--folder", folder, "--role", "trainer", "--name", "learner")
     assert (code, running.access.machine(token)) == (0, Person("learner", "trainer", machine=True))
-    assert command("--folder", folder, "--role", "trainer")[2].startswith("error: --name: '' is not a name")
+    assert command("--folder", folder, "--role", "trainer")[2] == "error: a token needs --name: whose it is"
     code, _, said = command("--folder", str(tmp_path / "none"))
     assert (code, said.startswith(f"error: {tmp_path / 'none'} is no labeler's folder")) == (2, True)
     (tmp_path / "secret").write_bytes(b"x" * 32)

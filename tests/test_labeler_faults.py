@@ -18,6 +18,7 @@ from services.labeler.access import secret_of
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
+from services.labeler.access import Role
 from services.labeler.serve import invite_command, queue_name
 from services.labeler.valkey import Embedded
 from tests.labelers import Page, page, process, program, served, texts, wait_for
@@ -124,7 +125,8 @@ def test_a_thousand_answers_of_eight_survive_the_death_of_the_service(tmp_path):
     outcomes, done = Counter(), threading.Semaphore(0)
 
     def invite(name):
-        return invite_command(tmp_path, "", "annotator", uses=1, name=name, machine=False)
+        link = invite_command(tmp_path, "", "annotator", uses=1, name=name, machine=False)
+        return link.rpartition("/")[2]
 
     with process(tmp_path, 1000) as (server, url):
         people = eight(url, invite)
@@ -182,10 +184,13 @@ def test_what_the_store_has_lost_is_there_again_before_anybody_can_answer(tmp_pa
 
 def test_a_full_disk_keeps_answers_in_the_queue_until_the_ledger_has_room(tmp_path):
     with process(tmp_path, 60) as (server, url):
-        anna = Page(url).come_in(
-            invite_command(tmp_path, "", "annotator", uses=1, name="anna", machine=False)
-        )
-        boss = Page(url).come_in(invite_command(tmp_path, "", "operator", uses=1, name="boss", machine=False))
+        roles: tuple[Role, ...] = ("annotator", "operator")
+        links = [
+            invite_command(tmp_path, "", role, uses=1, name=name, machine=False)
+            for role, name in zip(roles, ("anna", "boss"), strict=True)
+        ]
+        assert all(link.startswith(f"{url}/invite/") for link in links)  # where it listens
+        anna, boss = (Page(url).come_in(link.rpartition("/")[2]) for link in links)
         server.send_signal(signal.SIGUSR1)
         while leased := anna.do("lease", n=10)["questions"]:
             for question in leased:

@@ -605,7 +605,25 @@ def test_without_a_run_or_a_checkpoint_it_says_so(tmp_path):
         )
     RunDirectory.create(run := tmp_path / "young", {"environment": {"env": CARTPOLE.id}}).close()
     with served(run / "labeler", run=run) as running, socket(page(running), "/api/live") as drive:
-        assert drive.closed()[1].startswith("young has no checkpoint yet")
+        drive.until("waiting")
+        with RunDirectory.open(run).new_checkpoint(1) as folder:
+            shutil.copy(SHIPPED / "cartpole.safetensors", folder / "policy.safetensors")
+        assert drive.until("policy")["checkpoint"] == "000001"
+
+
+def test_an_episode_may_wait_for_who_watches(labeler):
+    with socket(page(labeler), "/api/live?held=1") as drive:
+        drive.until("held", step=0)
+        drive.say(restart=True)
+        drive.until("policy")
+        drive.say(restart=True)
+        drive.until("held", step=0)
+        drive.say(take_over=True)
+        drive.until("you")
+        drive.say(restart=True)
+        drive.until("held", step=0)
+        drive.say(action=0)
+        drive.until("you")
 
 
 def test_corrections_pass_for_demonstrations_of_a_run(labeler, run):

@@ -144,8 +144,12 @@ def test_a_person_takes_over_from_the_policy_by_keys(labeler, anna, run):
     page = anna.page
     page.goto("/live")
     banner = page.locator(".banner")
-    expect(banner).to_have_text("POLICY")
+    expect(banner).to_have_text("READY")
     drawn(page)
+    page.wait_for_timeout(500)
+    expect(page.locator(".state")).to_contain_text("step 0")  # it waits
+    page.keyboard.press("n")
+    expect(banner).to_have_text("POLICY")
     page.wait_for_function("() => /step \\d{2}/.test(document.body.innerText)")
     page.keyboard.down("ArrowLeft")
     page.keyboard.down(" ")
@@ -155,7 +159,7 @@ def test_a_person_takes_over_from_the_policy_by_keys(labeler, anna, run):
     page.wait_for_function("() => ['POLICY', 'ENDED'].includes(document.querySelector('.banner').innerText)")
     page.keyboard.up("ArrowLeft")
     page.keyboard.press("n")
-    expect(banner).to_have_text("POLICY")
+    expect(banner).to_have_text("READY")
     page.get_by_role("button", name="Hold to take over").focus()
     page.keyboard.press("Enter")
     expect(banner).to_have_text(re.compile("YOU|ENDED"))

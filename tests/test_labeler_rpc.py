@@ -20,7 +20,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
 from tests.test_labeling import Camera, answer_all, pair, texts
-from tutelage.errors import ConfigError, ServiceError, Unreachable
+from tutelage.errors import ConfigError, OracleError, ServiceError, Unreachable
 from tutelage.protocols import Labeler
 from tutelage.types import Query
 
@@ -330,6 +330,13 @@ def test_who_may_do_what(labeling, known_to):
             clients["annotator"].lease()
         for client in clients.values():
             client.close()
+
+
+def test_a_port_that_is_taken_is_refused(labeling):
+    with running(labeling) as service:
+        taken = rpc.start(labeling, service.address)
+        with pytest.raises(OracleError, match=r"the port is taken; choose another with --grpc-address"):
+            asyncio.run(taken)
 
 
 def test_annotators_are_held_up_where_they_ask_too_often_and_trainers_are_not(labeling, known_to):

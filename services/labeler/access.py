@@ -117,9 +117,7 @@ class Access:
         if not self._failures.allows(address):
             raise Refused(429, "too many invites that do not work came from your address; wait a minute")
         key = self._key("invite", invite)
-        said = {_text(k): _text(v) for k, v in self._store.hgetall(key).items()}  # type: ignore[union-attr]
-        if not said:
-            self._refuse(address, "is not known, or too old")
+        said = self._invited(key, address)
         name = said["name"] or _checked_name(name)
         if self._store.hincrby(key, "uses", -1) < 0:  # type: ignore[operator]
             self._store.hincrby(key, "uses", 1)
@@ -132,6 +130,21 @@ class Access:
             raise Refused(409, f"name: {name} is taken; choose another, or ask for an invite of your own")
         person = Person(name, said["role"])  # type: ignore[arg-type]
         return self._open(person, address), person
+
+    def look_at(self, invite: str, *, address: str) -> tuple[Role, str]:
+        """What an invite makes of who comes by it, and the name, if it is for one only. Raises Refused."""
+        if not self._failures.allows(address):
+            raise Refused(429, "too many invites that do not work came from your address; wait a minute")
+        said = self._invited(self._key("invite", invite), address)
+        if int(said["uses"]) < 1:
+            self._refuse(address, "was used already")
+        return said["role"], said["name"]  # type: ignore[return-value]
+
+    def _invited(self, key: str, address: str) -> dict[str, str]:
+        said = {_text(k): _text(v) for k, v in self._store.hgetall(key).items()}  # type: ignore[union-attr]
+        if not said:
+            self._refuse(address, "is not known, or too old")
+        return said
 
     def _refuse(self, address: str, why: str) -> NoReturn:
         self._failures.take(address)
@@ -357,7 +370,7 @@ def _read_tokens(path: str) -> Iterator[tuple[bytes, Person]]:
         if len(words) != 3 or words[1] not in ROLES:
             raise ConfigError(
                 f"--token-file: {path}, line {number} is not of the form TOKEN ROLE NAME with a role of "
-                f"{', '.join(ROLES)}"
+                f"{', '.join(ROLES)}; this is the list of machines, a client has its token alone"
             )
         yield _digest(words[0]).encode(), Person(words[2].strip(), words[1], machine=True)
 

@@ -24,10 +24,11 @@ from services.labeler import corrections
 from services.labeler.newest import recipe_of
 from services.labeler.scene import Hand, Line, Scene, line_of_this_process
 from services.run_directory import RunDirectory
-from tutelage.errors import ConfigError, TutelageError
+from tutelage.errors import TutelageError
 from tutelage.types import Array, EnvRecipe, Query, Tree
 
 TOLD_EVERY_S = 0.2  # the step
+LOOK_S = 1.0  # for a first checkpoint
 
 
 class Playing:
@@ -88,13 +89,15 @@ class Playing:
 class Driving:
     """The newest policy of a run drives, one episode after the other; a person takes over and hands back.
 
-    told: `run`, its folder; `folder`, where episodes are stored; `annotator`
+    told: `run`, its folder; `folder`, where episodes are stored; `annotator`; `held`: an episode waits for
+    the person's first action, taking over, or restart
     """
 
     def __init__(self, line: Line, told: Mapping[str, Any]) -> None:
         self._line = line
         self._run = RunDirectory.open(Path(told["run"]))
         self._folder, self._annotator = Path(told["folder"]), str(told["annotator"])
+        self._waits = bool(told.get("held"))
         self._scene = Scene(recipe_of(self._run))
         context = context_of(self._scene.env, self._scene.recipe)
         body = demonstration.body(Query("live", "demonstration", [], context), [])
@@ -104,33 +107,54 @@ class Driving:
         self._state, self._told_at = "", 0.0
 
     def run(self) -> None:
+        if not self._has_policy():
+            return
         self._begin()
         try:
-            for _ in self._line.ticks(self._scene.period_s, lambda: self._state != "ended", self._hear):
+            for _ in self._line.ticks(self._scene.period_s, self._goes_on, self._hear):
                 self._step()
         finally:  # whatever ends it: what the person did is kept
             self._store("left")
+
+    def _goes_on(self) -> bool:
+        return self._state not in ("held", "ended")
+
+    def _has_policy(self) -> bool:
+        """Once the run has a checkpoint; False: nobody waits for it any more."""
+        if _newest(self._run) is None:
+            self._line.tell(state="waiting", step=0)
+            for _ in self._line.ticks(LOOK_S, lambda: True, lambda said: None):
+                if _newest(self._run) is not None:
+                    return True
+            return False
+        return True
 
     def _begin(self) -> None:
         self._actions: list[Array] = []
         self._rewards: list[float] = []
         self._by_expert: list[bool] = []
-        self._checkpoint = _newest(self._run)
+        newest = _newest(self._run)
+        assert newest is not None  # a run keeps its newest
+        self._checkpoint, self._hand.moved = newest, False
         self._policy = load_checkpoint(str(self._checkpoint))
         self._seed, self._began_at = secrets.randbelow(2**31), time.time()
         self._scene.begin(self._seed)
         self._obs: list[Tree] = [self._scene.seen()]
         self._line.show(self._scene.picture())
-        self._tell()
+        self._tell("held" if self._waits else "")
 
     def _hear(self, said: Mapping[str, Any]) -> None:
         if "action" in said:
             self._hand.take(said["action"])
+            if self._state == "held" and self._hand.moved:
+                self._tell()
         elif "take_over" in said and said["take_over"] != self._is_yours:
             self._is_yours = said["take_over"]
             self._hand.forget()
             if self._state != "ended":
                 self._tell()
+        elif "restart" in said and self._state == "held":
+            self._tell()
         elif "restart" in said:
             self._store("restarted")
             self._begin()
@@ -202,11 +226,8 @@ class Driving:
         )
 
 
-def _newest(run: RunDirectory) -> Path:
-    checkpoint = run.latest_checkpoint() or run.best_checkpoint()
-    if checkpoint is None:
-        raise ConfigError(f"{run.path.name} has no checkpoint yet; come back after its first round")
-    return checkpoint
+def _newest(run: RunDirectory) -> Path | None:
+    return run.latest_checkpoint() or run.best_checkpoint()
 
 
 def main() -> None:

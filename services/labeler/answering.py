@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import threading
 import time
 from collections import Counter
@@ -27,14 +28,21 @@ import tree
 
 from expert_oracle.judge import Judge
 from expert_oracle.loading import KINDS, NAMED, OracleSpec
-from expert_oracle.synthetic import NAMES, synthetic
+from expert_oracle.synthetic import NAMES, NoRewards, Teacher, synthetic
 from services.labeler.client import LabelerClient, Leased
 from tutelage import plugins
 from tutelage.errors import ConfigError, ServiceError
 from tutelage.protocols import Labeler, Oracle
 from tutelage.types import Answer, Query, Segment
 
+LOG = logging.getLogger(__name__)
 BEAT_S = (0.1, 20.0)  # between two heart-beats: least, most
+NONE_THERE = "these questions carry no rewards, by which it judges; people have to answer them"
+HIDDEN = (
+    "these questions came without rewards, by which it judges. An annotator's token is not shown any: use a "
+    "trainer's, of `tutelage labeler invite --role trainer --name NAME`, with annotator=NAME. Where that is "
+    "one, they carry none, and people have to answer them"
+)
 Say = Callable[[str], None]
 
 
@@ -63,8 +71,14 @@ def scripted(word: str, arguments: Mapping[str, Any]) -> tuple[Labeler, Sequence
     """The labeler of that word, and the kinds of question that it answers. Raises ConfigError."""
     try:
         if word in NAMES:
+            _check_settings(word, arguments, Teacher)
             return synthetic(word, **arguments), ("comparison",)
         if word == "judge":
+            _check_settings(word, arguments, Judge)
+            if missing := {"endpoint", "model"} - set(arguments):
+                raise ConfigError(
+                    f"labeler judge: it needs endpoint=URL model=NAME; no {min(missing)} is given"
+                )
             return Judge(**arguments), ("text",)
     except TypeError as error:
         raise ConfigError(f"labeler {word}: {error}") from None
@@ -75,6 +89,15 @@ def scripted(word: str, arguments: Mapping[str, Any]) -> tuple[Labeler, Sequence
         return Actor(spec.build(), word), ("action",)
     known = [*NAMES, "judge", "an expert's word, as checkpoint:cartpole"]
     raise ConfigError(f"there is no labeler {word!r}{plugins.did_you_mean(word, known)}")
+
+
+def _check_settings(word: str, arguments: Mapping[str, Any], made: Callable[..., Any]) -> None:
+    """Raise ConfigError, naming what is known, for a setting of nobody's."""
+    own = [name for name in inspect.signature(made).parameters if name != "name"]
+    known = [*own, *(name for of in (Habits, LabelerClient) for name in inspect.signature(of).parameters)]
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(f"labeler {word}: unknown setting {name!r}{plugins.did_you_mean(name, known)}")
 
 
 @dataclass
@@ -103,7 +126,7 @@ class Habits:
 
 @dataclass
 class Worker:
-    """Leases, judges, answers, until it is stopped. What it cannot judge it gives back with the reason."""
+    """Leases, judges, answers, until it is stopped. What it cannot judge it gives back, for others."""
 
     client: LabelerClient
     labeler: Labeler
@@ -123,10 +146,20 @@ class Worker:
                 self.stop.wait(self.habits.idle_s)
                 continue
             with self._keeping(leased) as held:
-                leaves = self._answer_all(leased, held, rng)
+                leaves = self._answer_or_leave(leased, held, rng)
             if leaves:
                 self.stop.wait(self.habits.away_s)  # what it had may be somebody else's by then
         return self.outcomes
+
+    def _answer_or_leave(self, leased: Sequence[Leased], held: set[str], rng: np.random.Generator) -> bool:
+        """As `_answer_all`. Raises ConfigError, with all given back, where there is nothing to judge by."""
+        try:
+            return self._answer_all(leased, held, rng)
+        except NoRewards:
+            for id in sorted(held):
+                self.client.give_back(id, self.habits.annotator)
+            why = HIDDEN if self.client.access.metadata() else NONE_THERE
+            raise ConfigError(f"labeler: {why}") from None
 
     def _answer_all(self, leased: Sequence[Leased], held: set[str], rng: np.random.Generator) -> bool:
         """True: it leaves in the middle."""
@@ -168,8 +201,11 @@ class Worker:
         self.stop.wait(self.habits.delay_s)
         try:
             (answer,) = self.labeler.label([one.query])
-        except ValueError as error:  # this question is none for it; others may be
-            self.client.give_back(one.id, self.habits.annotator, broken=str(error))
+        except NoRewards:
+            raise
+        except ValueError as error:  # this question is none for it, but may be one for others
+            LOG.warning("given back: %s", error)
+            self.client.give_back(one.id, self.habits.annotator)
             self.outcomes["given back"] += 1
             return
         outcome, _ = self.client.answer(

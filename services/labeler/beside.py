@@ -52,14 +52,15 @@ def beside(run: Path, page: str = "") -> Iterator[Beside]:
     folder = run / "labeler"
     folder.mkdir(mode=0o700, exist_ok=True)
     token, machines = _token(folder)
-    wishes = [page] if page else [*_last(folder), ANY_PORT]
-    process, said = _start(run, wishes, machines)
+    pages = [page] if page else [*_last(folder / "page"), ANY_PORT]
+    process, said = _start(run, pages, machines, [*_last(folder / "grpc"), ANY_PORT])
     lines = [line.strip() for line in said]
     address = next(line.removeprefix(GRPC).strip() for line in lines if line.startswith(GRPC))
     page = lines[0].rpartition("//")[2]
     (folder / "page").write_text(page)
+    (folder / "grpc").write_text(address)
     links = [line for line in lines if not line.startswith(LAST_WORDS)]
-    keeper = Keeper(process, lambda: _start(run, [page], machines, address)[0])
+    keeper = Keeper(process, lambda: _start(run, [page], machines, [address])[0])
     keeper.start()
     try:
         yield Beside(tuple(links), {"address": address, "token_file": str(token)})
@@ -111,20 +112,19 @@ def _token(folder: Path) -> tuple[Path, Path]:
     return token, machines
 
 
-def _last(folder: Path) -> list[str]:
-    """Where pages that are still open look for it."""
-    path = folder / "page"
+def _last(path: Path) -> list[str]:
+    """Where pages that are still open, and machines, look for it."""
     return [path.read_text()] if path.exists() else []
 
 
 def _start(
-    run: Path, wishes: list[str], machines: Path, address: str = ANY_PORT
+    run: Path, pages: list[str], machines: Path, addresses: list[str]
 ) -> tuple[subprocess.Popen[str], list[str]]:
-    """The process, and what it says once it answers; the next address where one is taken."""
+    """The process, and what it says once it answers; the next of the addresses where one is taken."""
     deadline = time.monotonic() + START_S
     journal = run / "labeler" / "service.log"
     while True:
-        where = [str(run), wishes[0], str(machines), address]
+        where = [str(run), pages[0], str(machines), addresses[0]]
         command = [sys.executable, "-m", "services.labeler.beside", *where]
         with journal.open("ab") as errors:
             began = errors.tell()
@@ -149,8 +149,9 @@ def _start(
         words = journal.read_bytes()[began:].decode(errors="replace").strip().splitlines() or [
             f"no reason given ({reason(process.returncode)})"
         ]
-        if len(wishes) > 1 and "cannot listen" in words[-1]:
-            wishes = wishes[1:]
+        taken = addresses if f"listen on {addresses[0]}" in words[-1] else pages
+        if len(taken) > 1 and "cannot listen" in words[-1]:
+            del taken[0]
         elif "in use" not in words[-1] or time.monotonic() > deadline:  # by one that is about to end
             raise ServiceError(f"the labeler of {run} does not start: {words[-1]} (all of it in {journal})")
         time.sleep(LOOK_S)

@@ -11,7 +11,9 @@ What is under way when the connection breaks is asked again: nothing that is rep
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import random
 import time
@@ -32,9 +34,16 @@ from tutelage.proto.tutelage.v1 import labeler_pb2 as pb
 from tutelage.proto.tutelage.v1 import labeler_pb2_grpc
 from tutelage.types import Answer, Query
 
+LOG = logging.getLogger(__name__)
 SENT_BYTES = 16 * 2**20  # of queries in one message, about
 SENT = 500  # queries in one message
 BACKOFF_S = (0.1, 2.0)  # first, longest
+SILENT_S = 1.0  # of trying again
+LOOK_S = 2.0  # at what answers instead
+NO_TOKEN = (
+    "; give token_file=FILE, a file with the token that `tutelage labeler invite --role trainer --name NAME` "
+    "prints"
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,9 @@ class LabelerClient:
     ) -> None:
         self.address = address.removeprefix("grpc://")
         host, _, port = self.address.rpartition(":")
-        if not (host and port.isdigit() and int(port) < 2**16):
-            raise ConfigError(f"labeler: {address!r} is not of the form HOST:PORT")
+        if not (host and "/" not in host and port.isdigit() and int(port) < 2**16):
+            page = "; that of its gRPC, not of the page" * address.startswith("http")
+            raise ConfigError(f"labeler: {address!r} is not of the form HOST:PORT{page}")
         self.deadline_s, self.patience_s = deadline_s, patience_s
         self.access = ClientAccess(tls, ca, cert, key, token, token_file, server_name)
         self._stubs: dict[int, tuple[grpc.aio.Channel, Any]] = {}  # by process: a fork connects anew
@@ -277,12 +287,21 @@ class LabelerClient:
     async def _tries(self, until: float) -> AsyncIterator[list[str]]:
         """One try after the other, each with a list for what was wrong. Unreachable at the end of time."""
         pause, longest = BACKOFF_S
+        began, said = time.monotonic(), False
         while True:
             faults = list[str]()
             yield faults
             if faults and time.monotonic() + pause > until:
                 why = await self.access.explain(self.address) or faults[0]
                 raise Unreachable(f"labeler {self.address} cannot be reached: {why}")
+            if faults and not said and time.monotonic() > began + SILENT_S:
+                said = True
+                if await _is_page(self.address):
+                    raise ServiceError(
+                        f"labeler {self.address}: that is its page; give the address of its gRPC, which "
+                        "`tutelage labeler serve --grpc-address HOST:PORT` sets"
+                    )
+                LOG.warning("labeler %s cannot be reached: %s; trying again", self.address, faults[0])
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, longest)
 
@@ -290,7 +309,8 @@ class LabelerClient:
         """Of what is tried again; raises ServiceError for what would fail again."""
         details = " ".join((error.details() or error.code().name).split())
         if error.code() in HOPELESS:
-            raise ServiceError(f"labeler {self.address}: {details}") from None
+            lacks = error.code() is grpc.StatusCode.UNAUTHENTICATED and not self.access.metadata()
+            raise ServiceError(f"labeler {self.address}: {details}{NO_TOKEN * lacks}") from None
         return details
 
     def _rpc(self, name: str) -> Any:
@@ -300,6 +320,19 @@ class LabelerClient:
             found = channel, labeler_pb2_grpc.LabelerStub(channel)
             self._stubs = {os.getpid(): found}
         return getattr(found[1], name)
+
+
+async def _is_page(address: str) -> bool:
+    """Whether a labeler's page answers there."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(LOOK_S):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.write(f"GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+            said = await reader.read()
+            writer.close()
+            return said.startswith(b"HTTP/1.1 200") and b'"status"' in said
+    return False
 
 
 def _packed(

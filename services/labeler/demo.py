@@ -21,14 +21,17 @@ COMPARISONS = 40
 STEPS = 40  # of a segment: two seconds
 EPISODES = 4  # of the expert, and as many at random
 LONGEST = 240  # steps of an episode that are played
+Episode = tuple[int, Tree, Array, Array]  # seed, observations, actions, rewards
 
 
-def fill(labeling: Labeling, n: int = COMPARISONS) -> list[str]:
-    """Ask `n` comparisons, the same ones whenever it is called. Returns their ids."""
+def fill(labeling: Labeling, n: int = COMPARISONS) -> str:
+    """Ask `n` comparisons, the same ones whenever it is called. Says what there is to do."""
     ids = [f"demo-{number:03d}" for number in range(n)]
     if not all(name in labeling.queries for name in ids):
         labeling.submit(list(comparisons(ids)))
-    return ids
+        return f"{n} comparisons are being filmed; the first can be answered now"
+    done = sum(state in ("done", "dead", "withdrawn") for state in labeling.queue.states(ids).values())
+    return f"the {n} comparisons of the demo are there already; {n - done} of them are still to be answered"
 
 
 def comparisons(ids: Sequence[str]) -> Iterator[Query]:
@@ -56,14 +59,17 @@ class _Chance:
         return np.stack([self._space.sample() for _ in obs])
 
 
-def _episodes(recipe: EnvRecipe, act: object) -> Iterator[tuple[int, Tree, Array]]:
+def _episodes(recipe: EnvRecipe, act: object) -> Iterator[Episode]:
     for seed in range(EPISODES):
         actions = episode(act, recipe, seed, LONGEST)  # type: ignore[arg-type]
-        yield seed, replay(recipe, seed, actions).obs, actions
+        played = replay(recipe, seed, actions)
+        yield seed, played.obs, played.actions, played.rewards
 
 
-def _segment(recipe: EnvRecipe, pool: list[tuple[int, Tree, Array]], rng: np.random.Generator) -> Segment:
-    seed, obs, actions = pool[rng.integers(len(pool))]
+def _segment(recipe: EnvRecipe, pool: list[Episode], rng: np.random.Generator) -> Segment:
+    seed, obs, actions, rewards = pool[rng.integers(len(pool))]
     start = int(rng.integers(0, len(actions) - STEPS))
     end = start + STEPS
-    return Segment(obs[start:end], actions[start:end], recipe, seed, actions[:start])
+    return Segment(
+        obs[start:end], actions[start:end], recipe, seed, actions[:start], rewards=rewards[start:end]
+    )

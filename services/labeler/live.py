@@ -1,8 +1,9 @@
 """The websockets: a demonstration that is played, and a policy from which people take over.
 
     to it     {"action": VALUE or null}, {"take_over": true or false}, {"restart": true}, {"end": true}
-    from it   a picture (JPEG, binary), or {"state": "ready" | "playing" | "policy" | "you" | "keeping" |
-              "ended", "step": n, ...}; of a demonstration that was stored also "kept": true
+    from it   a picture (JPEG, binary), or {"state": "ready" | "playing" | "waiting" | "held" | "policy" |
+              "you" | "keeping" | "ended", "step": n, ...}; of a demonstration that was stored also
+              "kept": true
 
 Access is as everywhere: a session's cookie and an Origin of this service, or a machine's token. Whoever may
 not stay is told why as the connection's last word.
@@ -63,7 +64,7 @@ async def play(websocket: WebSocket, question: str) -> None:
 
 @router.websocket("/api/live")
 async def live(websocket: WebSocket) -> None:
-    """Watch the newest policy of the run, and take over."""
+    """Watch the newest policy of the run, and take over; with `?held=1` each episode waits to be begun."""
     await _meet(websocket, lambda labeler, person: _live(websocket, labeler, person))
 
 
@@ -137,6 +138,7 @@ async def _live(websocket: WebSocket, labeler: Service, person: Person) -> None:
         "run": str(labeler.run.resolve()),
         "folder": str(folder.resolve()),
         "annotator": person.name,
+        "held": websocket.query_params.get("held") == "1",
     }
 
     async def still_there() -> None:

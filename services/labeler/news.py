@@ -25,7 +25,7 @@ ALIVE_S = 15.0
 class News:
     """The queue's figures, as new as EVERY_S; `begin` and `end` belong to the loop that serves.
 
-    queue: {"open", "leased", "dead", "submitted", ..., "paused"}; empty until the first look
+    queue: {"open", "leased", "dead", "submitted", ..., "paused", "draining"}; empty until the first look
     """
 
     def __init__(self, queue: Queue, refresh: Callable[[], object] = lambda: None) -> None:
@@ -36,7 +36,8 @@ class News:
 
     def look(self) -> dict[str, Any]:
         """The figures now. Blocks."""
-        self.queue = {**self._queue.counts(), "paused": self._queue.paused()}
+        paused, draining = self._queue.paused(), self._queue.draining()
+        self.queue = {**self._queue.counts(), "paused": paused, "draining": draining}
         return self.queue
 
     async def begin(self) -> None:

@@ -81,6 +81,7 @@ class Point(BaseModel):
 
 
 class Run(BaseModel):
+    known: bool  # False: this labeler is not that of a run
     curve: list[Point]
     video: str | None
 
@@ -98,9 +99,19 @@ def _report(labeler: Service) -> dict[str, Any]:
     report = labeler.statistics.report()
     if fault := labeler.labeling.fault:
         report["alerts"].insert(0, f"the service tries again what it cannot do: {fault}")
+    if ended := nobody_trains(labeler.run):
+        report["alerts"].append(ended)
     if waiting := labeler.labeling.waiting():
         report["queue"]["waiting"] = waiting
     return report
+
+
+def nobody_trains(run: Path | None) -> str:
+    """What to know of a run that has ended; empty: it goes on, or there is none."""
+    if run is None or not is_run(run):
+        return ""
+    why = RunDirectory.open(run).read_summary().get("stopped_because")
+    return f"the run has ended ({why}): answers are kept, and read once it is resumed" if why else ""
 
 
 @router.get("/events", response_class=StreamingResponse)
@@ -127,7 +138,11 @@ async def run(_: Operator, labeler: Labeler) -> Run:
     """How the run that asks goes: its learning curve, and its newest video."""
     curve = await labeler.do(curve_of, labeler.run)
     video = await labeler.do(_video, labeler)
-    return Run(curve=curve, video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None)
+    return Run(
+        known=labeler.run is not None,
+        curve=curve,
+        video=f"/api/operator/policy.mp4?of={quote(video.name)}" if video else None,
+    )
 
 
 def curve_of(run: Path | None) -> list[Point]:
@@ -169,7 +184,7 @@ async def _note(labeler: Service, person: Person, did: str, **what: Any) -> None
 
 @router.post("/pause")
 async def pause(person: Operator, labeler: Labeler) -> Done:
-    """Ask nobody anything; answers are still taken."""
+    """Show nobody anything; who has questions keeps them, and answers are still taken."""
     await labeler.do(labeler.labeling.queue.pause)
     await _note(labeler, person, "paused")
     return await _looked(labeler)

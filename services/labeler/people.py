@@ -29,6 +29,7 @@ from tutelage.errors import TutelageError
 
 router = APIRouter()
 MOST_LEASED = 16
+BANNED = "you are banned; ask who runs this labeler"
 Name = Annotated[str, Field(max_length=200)]
 
 
@@ -42,6 +43,11 @@ class Entered(BaseModel):
     role: Role
 
 
+class Invited(BaseModel):
+    role: Role
+    name: str  # whom it is for; empty: whoever comes
+
+
 class Me(Entered):
     csrf: str  # to be sent as X-Tutelage-CSRF with everything that changes something; empty for machines
     labeler: str  # tells it from others that had the same address
@@ -50,6 +56,7 @@ class Me(Entered):
     answered: int
     open: int
     paused: bool
+    draining: bool  # in a pause: what one has may be finished
     access: bool  # False: everybody on this machine is let in
 
 
@@ -70,6 +77,7 @@ class Leased(BaseModel):
     questions: list[Asked]
     lease_s: float  # for which they are kept
     paused: bool
+    draining: bool
     open: int
     answered: int
 
@@ -124,6 +132,13 @@ class GivenBack(BaseModel):
 # Coming and going
 
 
+@router.get("/api/invite/{invite}")
+async def invited(invite: Name, request: Request, labeler: Labeler) -> Invited:
+    """What a link is good for, before a name is asked for."""
+    role, name = await labeler.do(labeler.access.look_at, invite, address=address(request))
+    return Invited(role=role, name=name)
+
+
 @router.post("/api/session")
 async def enter(said: Entering, request: Request, response: Response, labeler: Labeler) -> Entered:
     """Sign in by an invite; the session is a cookie."""
@@ -170,6 +185,7 @@ async def me_or_you(request: Request, response: Response, labeler: Labeler) -> M
         answered=await labeler.do(labeler.statistics.answered, person.name),
         open=queue["open"],
         paused=queue["paused"],
+        draining=queue["draining"],
         access=not labeler.access.off,
     )
 
@@ -185,8 +201,8 @@ async def lease(said: Leasing, person: Annotator, labeler: Labeler) -> Leased:
     """Questions to answer: those that the annotator has, and new ones, at most `n` in all."""
     try:
         assigned = await labeler.do(labeler.labeling.assign, person.name, said.n, said.kinds)
-    except Banned as error:
-        raise Refused(403, f"{error}; ask who runs this labeler") from None
+    except Banned:
+        raise Refused(403, BANNED) from None
     queue = labeler.news.queue if assigned and labeler.news.queue else await labeler.do(labeler.news.look)
     return Leased(
         questions=[
@@ -195,6 +211,7 @@ async def lease(said: Leasing, person: Annotator, labeler: Labeler) -> Leased:
         ],
         lease_s=labeler.labeling.queue.lease_s,
         paused=queue["paused"],
+        draining=queue["draining"],
         open=queue["open"],
         answered=labeler.statistics.known(person.name),
     )
@@ -222,6 +239,8 @@ def _answer(said: Answering, person: Person, labeler: Service) -> tuple[Outcome,
     )
     if outcome == "accepted":
         labeler.statistics.expect(person.name, said.question, event)
+    elif outcome == "lost" and person.name in labeler.labeling.queue.banned():
+        raise Refused(403, BANNED)
     return outcome, labeler.statistics.known(person.name)
 
 
@@ -236,6 +255,8 @@ async def undo(said: One, person: Annotator, labeler: Labeler) -> Undone:
 async def beat(said: Beating, person: Annotator, labeler: Labeler) -> Kept:
     """Keep questions a while longer."""
     kept = await labeler.do(labeler.labeling.beat, person.name, said.questions)
+    if said.questions and not kept and person.name in await labeler.do(labeler.labeling.queue.banned):
+        raise Refused(403, BANNED)
     return Kept(kept=kept, lease_s=labeler.labeling.queue.lease_s)
 
 
@@ -260,7 +281,7 @@ async def clip(name: Name, _: Annotator, labeler: Labeler) -> FileResponse:
 
 @router.get("/api/events", response_class=StreamingResponse)
 async def events(person: Annotator, request: Request, labeler: Labeler) -> StreamingResponse:
-    """Server-sent events `state`: {open, answered, paused}."""
+    """Server-sent events `state`: {open, answered, paused, draining}."""
     return event_stream(_states(person, request, labeler))
 
 
@@ -273,6 +294,7 @@ def _states(person: Person, request: Request, labeler: Service) -> AsyncIterator
             "open": queue.get("open", 0),
             "answered": labeler.statistics.known(person.name),
             "paused": queue.get("paused", False),
+            "draining": queue.get("draining", False),
         }
 
     return labeler.news.stream("state", now)

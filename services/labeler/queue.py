@@ -269,6 +269,10 @@ class Queue:
         """Also while it is drained."""
         return bool(self._store.exists(f"{self._prefix}:paused"))
 
+    def draining(self) -> bool:
+        """Whether who has questions may finish them, in a pause."""
+        return self._store.get(f"{self._prefix}:paused") == b"drain"
+
     def depth(self) -> dict[str, int]:
         """How many questions are open, by kind."""
         kinds: Any = self._store.hgetall(f"{self._prefix}:depth")

@@ -59,7 +59,10 @@ class Caller:
         """In whose name it answers. Raises PermissionError, ValueError."""
         if self.role != "annotator":
             if not given:
-                raise ValueError("annotator: missing; say in whose name")
+                raise ValueError(
+                    f"annotator: missing; the token is that of a {self.role}, who answers in anybody's name: "
+                    "say in whose by annotator=NAME"
+                )
             return given
         if given not in ("", self.name):
             raise PermissionError(f"annotator: the token is that of {self.name}, not of {given}")
@@ -318,7 +321,8 @@ async def start(
 ) -> Running:
     """Answer on `host:port`, where port 0 is any free one. `access` None: everybody may do everything."""
     service = LabelerService(Calls(labeling), access)
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_RPCS)
+    options = [*OPTIONS, ("grpc.so_reuseport", 0)]  # else two could listen on the same port
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_RPCS)
     server.add_generic_rpc_handlers((service.handler(),))
     health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)

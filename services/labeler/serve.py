@@ -29,9 +29,10 @@ from services.labeler.clips import Clips
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.live import LONGEST_MESSAGE
+from services.labeler.operator import nobody_trains
 from services.labeler.queue import Queue
 from services.labeler.valkey import ANSWER_S, Embedded
-from services.run_directory import RunDirectory, take_lock
+from services.run_directory import RunDirectory, is_run, take_lock
 from tutelage.errors import ConfigError, ServiceError
 
 LOG = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ HANG_UP_S = 1.0  # for clients, once they have been answered
 KEEP_S = 75  # a connection without requests: people take their time
 LOOK_S = 0.5  # how often it is seen to that the store lives
 BACKLOG = 1024
+URL = "url"  # a file of the folder: where the page is
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
             ):
                 over = asyncio.Event()
                 watch = asyncio.create_task(_watch(server, over))
+                (settings.folder / URL).write_text(url)
                 try:
                     yield Running(labeling, access, url, grpc_address)
                 finally:
@@ -312,32 +315,46 @@ async def _serve(settings: Settings, *, invite: bool, demo: bool) -> None:
         if demo:
             from services.labeler.demo import fill
 
-            asked = await asyncio.to_thread(fill, running.labeling)
-            print(f"{len(asked)} comparisons are being filmed; the first can be answered now", flush=True)
+            print(await asyncio.to_thread(fill, running.labeling), flush=True)
         await stopped.wait()
         print("stopping", flush=True)
 
 
-def invite_command(folder: Path, store: str, role: Role, *, uses: int, name: str, machine: bool) -> str:
-    """`tutelage labeler invite`: a new invite, or a machine's token, of the labeler of a folder.
+def invite_command(
+    folder: Path, store: str, role: Role, *, uses: int, name: str, machine: bool, url: str = ""
+) -> str:
+    """`tutelage labeler invite`: a new link, or a machine's token, of the labeler of a folder.
 
-    Raises ServiceError where none is served there.
+    url: what people reach it by; empty: where it listens. Raises ServiceError where none is served there.
     """
+    start = f"tutelage labeler serve{_option_for(folder)}"
     if not (folder / "secret").exists() or not (store or (folder / "store").exists()):
-        raise ServiceError(
-            f"{folder} is no labeler's folder; start one: tutelage labeler serve --folder {folder}"
-        )
+        raise ServiceError(f"{folder} is no labeler's folder; start one: {start}")
+    if machine and not name:
+        raise ConfigError("a token needs --name: whose it is")
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url: {url!r} does not begin with https:// or http://")
     secret = secret_of(folder)
-    client = redis.Redis.from_url(store) if store else Embedded(folder / "store").client()
+    client = client_of(store) if store else Embedded(folder / "store").client()
     access = Access(client, queue_name(folder, secret), secret=secret, audit=Audit(folder / "audit.jsonl"))
     try:
         if machine:
             return access.token(role, name, by="the console")
-        return access.invite(role, uses=uses, name=name, by="the console")
-    except redis.ConnectionError:
-        raise ServiceError(f"no labeler is served of {folder}; start it: tutelage labeler serve") from None
+        invite = access.invite(role, uses=uses, name=name, by="the console")
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        if store:
+            raise ServiceError(f"--store: {store} cannot be reached: {error}") from None
+        raise ServiceError(f"no labeler is served of {folder}; start it: {start}") from None
     except ValueError as error:
         raise ConfigError(f"--{error}") from None
+    return f"{(url or (folder / URL).read_text()).rstrip('/')}/invite/{invite}"
+
+
+def _option_for(folder: Path) -> str:
+    """What `serve` is given for this folder."""
+    if folder == Path("labeler"):
+        return ""
+    return f" --run {folder.parent}" if is_run(folder.parent) else f" --folder {folder}"
 
 
 def _welcome(running: Running, settings: Settings, invite: bool) -> Iterator[str]:
@@ -349,4 +366,6 @@ def _welcome(running: Running, settings: Settings, invite: bool) -> Iterator[str
         yield f"to look after it     {running.link('operator')}   (once)"
     if running.grpc_address:
         yield f"gRPC for machines    {running.grpc_address}"
+    if ended := nobody_trains(settings.run):
+        yield ended
     yield "Ctrl-C stops it; every answer is on the disk when a page says so"

@@ -214,7 +214,7 @@ class Statistics:
         """What an operator sees: the queue, the annotators, agreement, and what wants looking after."""
         self.follow()
         queue, banned, dead = self._queue.counts(), self._queue.banned(), self._queue.dead()
-        queue |= {"paused": self._queue.paused()}
+        queue |= {"paused": self._queue.paused(), "draining": self._queue.draining()}
         now = time.time()
         with self._lock:
             people = [

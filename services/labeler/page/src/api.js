@@ -7,6 +7,11 @@ export class ServiceFault extends Error {
     this.status = status;
   }
 
+  /** Whether whoever asks is asked nothing any more. */
+  get bans() {
+    return this.status === 403 && this.message.startsWith("you are banned");
+  }
+
   /** Whether the same request may go through later. */
   get passes() {
     return this.status === 0 || this.status === 429 || this.status >= 500;
@@ -40,6 +45,7 @@ export async function call(method, path, body, again = true) {
 }
 
 export const get = (path) => call("GET", path);
+export const remove = (path) => call("DELETE", path);
 export const post = (path, body = {}) => call("POST", path, body);
 
 /** Who I am; also keeps what has to be sent with every change. */

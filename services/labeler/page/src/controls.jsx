@@ -21,12 +21,21 @@ export function Control({ control, ...rest }) {
   }
 }
 
-function Choice({ control, shown, answer }) {
+const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+function Choice({ control, shown, answer, before }) {
+  const wasSaid = (one) => (before && !before.cannot_tell && isSame(before.value, one.value)) || undefined;
   useKeys(Object.fromEntries(control.choices.map((one) => [one.key, () => answer(one.value)])), shown);
   return (
     <div class="choices">
       {control.choices.map((one) => (
-        <button key={one.key} type="button" class="choice" onClick={() => answer(one.value)}>
+        <button
+          key={one.key}
+          type="button"
+          class="choice"
+          aria-pressed={wasSaid(one)}
+          onClick={() => answer(one.value)}
+        >
           <Key of={one.key} />
           <span>{one.label}</span>
         </button>
@@ -35,8 +44,8 @@ function Choice({ control, shown, answer }) {
   );
 }
 
-function Sliders({ control, shown, answer }) {
-  const [values, setValues] = useState(() => control.sliders.map((one) => one.start));
+function Sliders({ control, shown, answer, before }) {
+  const [values, setValues] = useState(() => before?.value ?? control.sliders.map((one) => one.start));
   const set = (n, value) => setValues((now) => now.map((old, k) => (k === n ? value : old)));
   const first = useRef(null);
   useEffect(() => {

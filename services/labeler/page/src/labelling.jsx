@@ -2,7 +2,7 @@
 
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 
-import { listen } from "./api.js";
+import { listen, remove } from "./api.js";
 import { isPadHeld } from "./controls.jsx";
 import { Guide, wasGuided } from "./guide.jsx";
 import { since } from "./kept.js";
@@ -18,30 +18,32 @@ const TAKEN = ["accepted", "duplicate"]; // what becomes of an answer that count
 
 export function Labelling({ me, signedOut }) {
   const [, refresh] = useReducer((n) => n + 1, 0);
-  const [state, setState] = useState({ open: me.open, answered: me.answered, paused: me.paused });
+  const [state, setState] = useState(me); // open, answered, paused, draining
   const [connected, setConnected] = useState(true);
   const [notice, setNotice] = useState("");
-  const [fault, setFault] = useState("");
+  const [fault, setFault] = useState(null);
   const [guide, setGuide] = useState(null);
   const [away, setAway] = useState(false);
-  const given = useRef([]); // questions answered here, the latest last
+  const given = useRef([]); // {question, answer}: given here, the latest last
   const parts = useRef(null);
 
   useEffect(() => {
     const failed = (error) => {
-      if (error.status === 401) signedOut();
-      else setFault(error.message);
+      if (error.status === 401) return signedOut();
+      setFault(error);
+      if (error.bans) questions.forget();
     };
+    const heard = ({ open, answered, paused, draining }) => setState({ open, answered, paused, draining });
     const said = (now) => {
-      setFault("");
-      setState({ open: now.open, answered: now.answered, paused: now.paused });
+      setFault(null);
+      heard(now);
     };
     const cannotTakeBack = (question, why) => {
       setNotice(`That answer can no longer be taken back${why}.`);
       questions.drop([question]);
     };
     const isOpen = (question) => {
-      given.current = given.current.filter((one) => one.id !== question);
+      given.current = given.current.filter((one) => one.question.id !== question);
       questions.release(question);
     };
     const outbox = new Outbox(`${me.labeler}:${me.annotator}`, {
@@ -55,8 +57,9 @@ export function Labelling({ me, signedOut }) {
         isOpen(question);
       },
       refused: ({ question, undo }, error) => {
+        if (error.bans) return failed(error);
         if (undo) return cannotTakeBack(question, `: ${error.message}`);
-        setNotice(`An answer was not taken: ${error.message}`);
+        setNotice(`An answer was not taken: ${sentence(error.message)}`);
         isOpen(question);
       },
       signedOut,
@@ -75,7 +78,7 @@ export function Labelling({ me, signedOut }) {
       "/api/events",
       "state",
       (now) => {
-        said(now);
+        heard(now);
         if (now.open && !now.paused && !questions.list.length) questions.refill();
       },
       setConnected,
@@ -109,7 +112,7 @@ export function Labelling({ me, signedOut }) {
   const list = questions?.list ?? [];
   const waiting = outbox?.waiting ?? [];
   const answers = state.answered + waiting.filter((one) => !one.undo).length;
-  const [first] = list;
+  const [first] = state.paused && !state.draining ? [] : list; // in a pause what is held is not shown
   const name = me.run || "Tutelage";
 
   useEffect(() => {
@@ -120,19 +123,19 @@ export function Labelling({ me, signedOut }) {
     if (first && !wasGuided(first)) setGuide(first);
   }, [first?.kind, first?.view.control.type]);
 
-  const next = () => {
-    given.current = [...given.current.slice(1 - REMEMBERED), first];
+  const next = (answer) => {
+    given.current = [...given.current.slice(1 - REMEMBERED), { question: first, answer }];
     questions.next();
   };
   const answered = (answer) => {
     outbox.add(answer);
-    next();
+    next(answer);
   };
   const undo = () => {
     const last = given.current.pop();
     if (!last) return setNotice("There is no answer to take back.");
-    outbox.takeBack(last.id);
-    questions.again(last);
+    outbox.takeBack(last.question.id);
+    questions.again({ ...last.question, before: last.answer });
   };
   const canAct = !guide && !away;
   useFreeKeys();
@@ -146,7 +149,7 @@ export function Labelling({ me, signedOut }) {
           <b>{answers}</b> answered
         </span>
         <span class="figure">
-          <b>{Math.max(state.open, list.length)}</b> open
+          <b>{state.open + list.length}</b> open
         </span>
         <Clock began={since(`tutelage-began:${me.labeler}:${me.annotator}`)} />
         <span class="space" />
@@ -160,22 +163,30 @@ export function Labelling({ me, signedOut }) {
           <Key of="z" /> Undo
         </button>
         <button type="button" onClick={() => first && setGuide(first)} disabled={!first} aria-label="How it works">
-          <Key of="?" />
+          <Key of="?" /> <span class="touch">?</span>
         </button>
+        <span class="figure">
+          as <b>{me.annotator}</b>
+        </span>
+        {me.access && (
+          <button type="button" onClick={() => remove("/api/session").then(signedOut, (error) => setNotice(error.message))}>
+            Sign out
+          </button>
+        )}
         {me.role === "operator" && <a href="/operator">Operator</a>}
       </header>
       <p class="unseen" aria-live="polite">
         {first && `Question ${answers + 1}: ${first.view.prompt}`}
       </p>
       <main>
-        {list.slice(0, 4).map((question, n) => (
+        {(first ? list : []).slice(0, 4).map((question, n) => (
           <Question
             key={question.id}
             question={question}
             shown={n === 0}
             active={n === 0 && canAct && !(isPlayed(question) && outbox.questions.includes(question.id))}
             said={answered}
-            played={next}
+            played={() => next()}
             broken={(why) => questions.giveBack(why)}
           />
         ))}
@@ -202,22 +213,38 @@ export function Labelling({ me, signedOut }) {
 /** The service plays along, once it has been told what was taken back. */
 const isPlayed = (question) => question.view.control.type === "play";
 
+/** Words of the service, with a full stop. */
+const sentence = (words) => (/[.!?]$/.test(words) ? words : `${words}.`);
+
 function Empty({ state, fault }) {
+  if (fault?.bans)
+    return (
+      <div class="empty" role="alert">
+        <h1>You are banned</h1>
+        <p>
+          You are asked nothing more here, and what you had went to others; answers that you gave are kept. If that
+          is a mistake, ask who runs this labeler.
+        </p>
+      </div>
+    );
   if (fault)
     return (
       <div class="empty" role="alert">
         <h1>Not just now</h1>
-        <p>{fault} The page tries again by itself; answers that you gave are kept.</p>
+        <p>{sentence(fault.message)} The page tries again by itself; answers that you gave are kept.</p>
       </div>
     );
   const why = state.answered
     ? "You have answered all that there are for you."
     : "Nothing is asked yet, or others are answering it.";
+  const pause = state.draining
+    ? "Whoever runs this is ending it: nothing new is asked."
+    : "Whoever runs this has paused it. A question that you have is kept while this page is open.";
   return (
     <div class="empty">
       <h1>{state.paused ? "Paused" : "No questions at the moment"}</h1>
       <p>
-        {state.paused ? "Whoever runs this has paused it." : why} You can leave this page open: the next question
+        {state.paused ? pause : why} You can leave this page open: the next question
         appears by itself, and the title of this tab says so.
       </p>
     </div>

@@ -5,16 +5,30 @@ import { useEffect, useState } from "preact/hooks";
 import { Key, useFreeKeys, useKeys } from "./keys.jsx";
 import { Handles, useActions, useStream } from "./play.jsx";
 
-const BANNER = { policy: "POLICY", you: "YOU", ended: "ENDED", closed: "BROKEN OFF", connecting: "…" };
+const BANNER = {
+  waiting: "NOT YET",
+  held: "READY",
+  policy: "POLICY",
+  you: "YOU",
+  ended: "ENDED",
+  closed: "BROKEN OFF",
+  connecting: "…",
+};
+const WORDS = {
+  waiting: "The run has no policy to watch yet: waiting for its first checkpoint.",
+  held: "The episode waits for you: it begins with your first key, or with N for the policy alone.",
+  ended: "N begins another episode.",
+};
 
 export function Live({ me }) {
-  const { picture, state, send, again } = useStream("/api/live", true);
+  const { picture, state, send, again } = useStream("/api/live?held=1", true);
   const control = state.control ?? { keys: {}, sliders: [] };
   return (
     <>
       <header>
         <strong>{me.run || "Tutelage"}</strong>
         <span class="space" />
+        {me.role === "operator" && <a href="/operator">Operator</a>}
         <a href="/">Questions</a>
       </header>
       <main class="live">
@@ -24,9 +38,9 @@ export function Live({ me }) {
         </p>
         <canvas ref={picture} width="256" height="256" aria-label="The episode" />
         <p class="state">
-          {state.reason ?? ""} <small>step {state.step ?? 0} · corrected {state.corrected ?? 0}</small>
+          {state.reason ?? ""} {WORDS[state.state] ?? ""} <small>step {state.step ?? 0} · corrected {state.corrected ?? 0}</small>
         </p>
-        {state.control && <Drive key={JSON.stringify(control)} control={control} send={send} />}
+        {state.control && <Drive key={JSON.stringify(control)} control={control} send={send} held={state.state === "held"} />}
         {state.state === "closed" && (
           <button type="button" class="choice" onClick={again}>
             Connect again
@@ -37,7 +51,7 @@ export function Live({ me }) {
   );
 }
 
-function Drive({ control, send }) {
+function Drive({ control, send, held }) {
   useFreeKeys();
   const actions = useActions(control, true, send);
   const [holding, setHolding] = useState(false);
@@ -73,7 +87,7 @@ function Drive({ control, send }) {
         </button>
         <button type="button" class="choice" onClick={() => send({ restart: true })}>
           <Key of="n" />
-          <span>New episode</span>
+          <span>{held ? "Begin" : "New episode"}</span>
         </button>
       </div>
       <Handles control={control} actions={actions} />

@@ -7,10 +7,11 @@ import { Curve } from "./curve.jsx";
 
 const RUN_MS = 10000;
 const LOW_GOLD = 0.7;
+const FEW = 20; // questions that several have answered: below, α is mostly chance
 
 export function Operator({ me, signedOut }) {
   const [figures, setFigures] = useState(null);
-  const [run, setRun] = useState({ curve: [], video: null });
+  const [run, setRun] = useState({ known: false, curve: [], video: null });
   const [audit, setAudit] = useState([]);
   const [connected, setConnected] = useState(true);
   const [fault, setFault] = useState("");
@@ -57,6 +58,7 @@ export function Operator({ me, signedOut }) {
         <strong>{me.run || "Tutelage"}</strong>
         <span class="space" />
         {!connected && <span class="badge">offline</span>}
+        {run.known && <a href="/live">Watch and take over</a>}
         <a href="/">Questions</a>
       </header>
       <main class="operator">
@@ -68,20 +70,22 @@ export function Operator({ me, signedOut }) {
         )}
         {figures && <Alerts alerts={figures.alerts} />}
         {figures && <Queue figures={figures} act={act} />}
-        <div class="columns">
-          <section>
-            <h2>Learning curve</h2>
-            <Curve points={run.curve} />
-          </section>
-          <section>
-            <h2>Newest policy</h2>
-            {run.video ? (
-              <video src={run.video} controls muted loop playsInline aria-label="The newest policy" />
-            ) : (
-              <p class="none">No video yet.</p>
-            )}
-          </section>
-        </div>
+        {run.known && (
+          <div class="columns">
+            <section>
+              <h2>Learning curve</h2>
+              <Curve points={run.curve} />
+            </section>
+            <section>
+              <h2>Newest policy</h2>
+              {run.video ? (
+                <video src={run.video} controls muted loop playsInline aria-label="The newest policy" />
+              ) : (
+                <p class="none">No video yet.</p>
+              )}
+            </section>
+          </div>
+        )}
         {figures && <Annotators figures={figures} act={act} />}
         {figures && <Dead dead={figures.dead} act={act} />}
         <div class="columns">
@@ -134,9 +138,11 @@ function Queue({ figures, act }) {
           </>
         )}
         <small>
-          {queue.paused
-            ? "Nobody is asked anything. Answers are still taken."
-            : "Pause asks nobody anything; drain lets people finish what they have."}
+          {queue.draining
+            ? `Drained: nobody is asked anything new. ${queue.leased} that people have are finished first.`
+            : queue.paused
+              ? "Paused: nobody is shown anything, not what they have either. Answers on their way are taken."
+              : "Pause takes what people look at off their pages until you resume; drain lets them finish it."}
         </small>
       </div>
     </section>
@@ -156,6 +162,16 @@ function Figure({ name, value, note = "", bad = false }) {
 
 function Annotators({ figures, act }) {
   const alphas = Object.entries(figures.alpha).filter(([, one]) => one.alpha != null);
+  const [said, setSaid] = useState("");
+  const ban = (name, banned) => {
+    if (!banned || confirm(`Ban ${name}? What they have goes to others; their answers stay.`))
+      act("ban", { annotator: name, banned });
+  };
+  const revoke = async (name) => {
+    if (!confirm(`End all sessions and tokens of ${name}? They need a new link to come back.`)) return;
+    const revoked = await act("revoke", { name });
+    if (revoked) setSaid(revoked.done ? `${name} is signed out.` : `${name} has no session and no token.`);
+  };
   return (
     <section aria-labelledby="annotators">
       <h2 id="annotators">Annotators</h2>
@@ -182,14 +198,14 @@ function Annotators({ figures, act }) {
                 <th scope="row">
                   <i class={one.active ? "dot active" : "dot"} title={one.active ? "active" : "away"} /> {one.name}
                 </th>
-                <td class="n">{one.answers}</td>
-                <td class={`n ${one.gold && one.gold_high < LOW_GOLD ? "bad" : ""}`}>
+                <td class="n" data-name="answers">{one.answers}</td>
+                <td data-name="known ones right" class={`n ${one.gold && one.gold_high < LOW_GOLD ? "bad" : ""}`}>
                   <Share part={one.gold_right} of={one.gold} low={one.gold_low} high={one.gold_high} />
                 </td>
-                <td class="n">
+                <td class="n" data-name="same when asked again">
                   <Share part={one.consistent} of={one.repeats} />
                 </td>
-                <td class={`n ${one.left_low > 0.5 || one.left_high < 0.5 ? "bad" : ""}`}>
+                <td data-name="left" class={`n ${one.left_low > 0.5 || one.left_high < 0.5 ? "bad" : ""}`}>
                   {percent(one.left_share)}{" "}
                   {one.left_share != null && (
                     <small>
@@ -197,17 +213,17 @@ function Annotators({ figures, act }) {
                     </small>
                   )}
                 </td>
-                <td class="n">{percent(one.tie_share)}</td>
-                <td class="n">{percent(one.cannot_tell_share)}</td>
-                <td class="n">{one.median_s == null ? "" : `${one.median_s.toFixed(1)} s`}</td>
+                <td class="n" data-name="ties">{percent(one.tie_share)}</td>
+                <td class="n" data-name="can't tell">{percent(one.cannot_tell_share)}</td>
+                <td class="n" data-name="median time">{one.median_s == null ? "" : `${one.median_s.toFixed(1)} s`}</td>
                 <td>
-                  <button type="button" onClick={() => act("ban", { annotator: one.name, banned: !one.banned })}>
-                    {one.banned ? "Ask again" : "Ban"}
+                  <button type="button" onClick={() => ban(one.name, !one.banned)}>
+                    {one.banned ? "Unban" : "Ban"}
                   </button>{" "}
                   <button
                     type="button"
                     title="End the sessions and tokens"
-                    onClick={() => act("revoke", { name: one.name })}
+                    onClick={() => revoke(one.name)}
                   >
                     Revoke
                   </button>
@@ -217,16 +233,21 @@ function Annotators({ figures, act }) {
           </tbody>
         </table>
       </div>
+      <p role="status" class="none">
+        {said}
+      </p>
       {!figures.annotators.length && <p class="none">Nobody has answered yet.</p>}
       {alphas.length > 0 && (
         <p>
           Agreement (Krippendorff's α):{" "}
-          {alphas.map(([kind, one]) => `${kind} ${one.alpha.toFixed(2)} over ${one.questions} questions`).join("; ")}
+          {alphas.map(([kind, one]) => `${kind} ${one.alpha.toFixed(2)}, ${counted(one.questions)}`).join("; ")}
         </p>
       )}
     </section>
   );
 }
+
+const counted = (n) => `${n} question${n === 1 ? "" : "s"}${n < FEW ? `, too few to go by (${FEW} and more)` : ""}`;
 
 function Share({ part, of, low, high }) {
   if (!of) return null;
@@ -312,6 +333,7 @@ function Revoke({ act }) {
   const revoke = async (event) => {
     event.preventDefault();
     const invite = what.split("/invite/")[1];
+    if (!confirm(invite ? "Let nobody else in by this link?" : `End all sessions and tokens of ${what.trim()}?`)) return;
     const revoked = await act("revoke", invite ? { invite } : { name: what.trim() });
     if (!revoked) return;
     setSaid(revoked.done ? "Revoked." : "There was nothing to revoke.");
@@ -332,7 +354,7 @@ function Revoke({ act }) {
 function Export() {
   return (
     <section aria-labelledby="export">
-      <h2 id="export">Take away</h2>
+      <h2 id="export">Export</h2>
       <p class="row">
         <a href="/api/operator/export.jsonl" download>
           Answers as JSON lines

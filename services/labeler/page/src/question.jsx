@@ -63,6 +63,7 @@ export function Question({ question, shown, active, said, played, broken }) {
     >
       <h1>{view.prompt}</h1>
       <Markdown text={view.context} class="context" />
+      {question.before && <p class="context">You have answered this before; your answer is marked.</p>}
       <div class={`panels ${clips.length ? "of-clips" : "of-texts"} n${view.panels.length}`}>
         {view.panels.map((panel, n) =>
           panel.type === "clip" ? (
@@ -97,6 +98,7 @@ export function Question({ question, shown, active, said, played, broken }) {
       <Control
         control={view.control}
         id={question.id}
+        before={question.before}
         shown={active}
         answer={(value) => say({ value })}
         played={played}
@@ -105,7 +107,12 @@ export function Question({ question, shown, active, said, played, broken }) {
         playback={playback}
       />
       {view.cannot_tell && (
-        <button type="button" class="choice quiet" onClick={cannotTell}>
+        <button
+          type="button"
+          class="choice quiet"
+          aria-pressed={question.before?.cannot_tell || undefined}
+          onClick={cannotTell}
+        >
           <Key of={view.cannot_tell.key} />
           <span>{view.cannot_tell.label}</span>
         </button>
@@ -169,11 +176,11 @@ function Player({ playback, perFrame }) {
           <button type="button" onClick={playback.restart}>
             <Key of="r" /> Restart
           </button>
-          <button type="button" onClick={() => playback.step(-1)} aria-label="One picture back">
-            <Key of="," /> ‹
+          <button type="button" onClick={() => playback.step(-1)}>
+            <Key of="," /> Picture back
           </button>
-          <button type="button" onClick={() => playback.step(1)} aria-label="One picture on">
-            <Key of="." /> ›
+          <button type="button" onClick={() => playback.step(1)}>
+            <Key of="." /> Picture on
           </button>
           <span class="rates" role="group" aria-label="Speed">
             <Key of="-" />

@@ -10,7 +10,7 @@ const MOST = 16; // that the service leases to one annotator
 
 export class Questions {
   /** unsent(): questions whose answers, or taking back, the service is not told yet; changed(): the list is
-      another; said(state): {open, answered, paused}; failed(fault); lost(): what was shown is somebody else's */
+      another; said(state): {open, answered, paused, draining}; failed(fault); lost(): what was shown is somebody else's */
   constructor({ unsent, changed, said, failed, lost }) {
     this.list = [];
     this.answered = new Set(); // given here: they are not shown again should a lease still name them
@@ -108,9 +108,15 @@ export class Questions {
       if (gone.has(shown)) this.told.lost();
       this.told.changed();
       this.refill();
-    } catch {
-      // the next one may go through; a lease outlives several
+    } catch (fault) {
+      if (fault.bans) this.told.failed(fault); // the next one may go through; a lease outlives several
     }
+  }
+
+  /** None is held any more. */
+  forget() {
+    this.list = [];
+    this.told.changed();
   }
 
   leave() {
