@@ -163,11 +163,9 @@ class RewardLearner:
     def _looks(self) -> Array:
         """What the first two segments of all questions so far look like [Q, 2, D]."""
         if len(self._looked) < self.comparisons.asked:
-            obs, actions = (
-                tree.map_structure(lambda x: x[len(self._looked) :, :2], part)
-                for part in self.comparisons.segments()
-            )
-            new = looks(obs, actions, axis=2)
+            (obs, actions), known = self.comparisons.segments(), len(self._looked)
+            obs = tree.map_structure(lambda x: x[known:, :2], obs)
+            new = looks(obs, actions[known:, :2], axis=2)
             self._looked = np.concatenate([self._looked, new]) if len(self._looked) else new
         return self._looked
 

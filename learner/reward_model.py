@@ -205,8 +205,9 @@ class RewardModel(nn.Module):
 
     def _see(self, data: Fitting) -> None:
         """Set the moments of the observations, those after an end left out."""
-        leaves: list[Any] = [[leaf.norm for leaf in encoder.leaves] for encoder in self.encoders]
-        by_leaf = [[norm for norm in norms if norm is not None] for norms in zip(*leaves, strict=True)]
+        encoders: list[Any] = list(self.encoders)
+        leaves = zip(*(encoder.leaves for encoder in encoders), strict=True)
+        by_leaf = [[leaf.norm for leaf in same if leaf.norm is not None] for same in leaves]
         for norm in itertools.chain(*by_leaf):
             norm.count.zero_()
         for rows in data.all() if any(by_leaf) else ():

@@ -1,6 +1,7 @@
 """A reward model finds the reward behind comparisons, whatever answers are wrong or ties."""
 
 from copy import deepcopy
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -164,7 +165,8 @@ def test_pictures_after_an_end_do_not_count_in_the_moments():
     data.obs[data.ended] = 8.0
     model = RewardModel(BOX, ACTIONS, seed=1)
     model.fit(data, passes=1)
-    (leaf,) = model.encoders[0].leaves
+    (encoder,) = model.encoders
+    leaf: Any = encoder.get_submodule("leaves.0")
     torch.testing.assert_close(leaf.norm.mean, torch.from_numpy(data.obs[~data.ended].mean(0)))
     torch.testing.assert_close(leaf.norm.std, torch.from_numpy(data.obs[~data.ended].std(0)))
 
