@@ -61,6 +61,7 @@ class TrainerConfig(AlgorithmConfig):
         self.oracle_spec: OracleSpec | None = None
         self.labeler_spec: LabelerSpec | None = None
         self.max_reward_lag = 4
+        self.max_unanswered: int | None = None
         self.asynchronous = False
         self.max_version_lag = 2
         self.max_unlabelled = 2
@@ -150,6 +151,7 @@ class TrainerConfig(AlgorithmConfig):
         labeler: str | None = NOT_GIVEN,
         arguments: Mapping[str, Any] | None = NOT_GIVEN,
         max_reward_lag: int = NOT_GIVEN,
+        max_unanswered: int | None = NOT_GIVEN,
     ) -> TrainerConfig:
         """Who compares.
 
@@ -158,6 +160,8 @@ class TrainerConfig(AlgorithmConfig):
                 teacher), `module:attr` or `file.py:attr`.
             arguments: keyword arguments of the labeler.
             max_reward_lag: rounds by which the reward may be behind, where collection is asynchronous.
+            max_unanswered: questions that may wait for their answer while the run goes on; with more of them
+                it waits. None: any number.
         """
         if labeler is not NOT_GIVEN or arguments is not NOT_GIVEN:
             known = self.labeler_spec or LabelerSpec("", {})
@@ -166,6 +170,8 @@ class TrainerConfig(AlgorithmConfig):
             self.labeler_spec = LabelerSpec(word, dict(given)) if word or given else None
         if max_reward_lag is not NOT_GIVEN:
             self.max_reward_lag = max_reward_lag
+        if max_unanswered is not NOT_GIVEN:
+            self.max_unanswered = max_unanswered
         return self
 
     def collection(
