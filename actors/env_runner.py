@@ -7,6 +7,7 @@ An exception would cost RLlib the whole actor: what goes wrong with an expert is
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +71,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         self._round = 0
         self._forward: Forward | None = None  # of the module's present weights
         self._oracle: Oracle | None = None
+        self._leaving = threading.Event()
         self._labelling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="labels")
         self._unlabelled: deque[Future[Rollout]] = deque()  # oldest first
         self._evaluation_envs: list[gym.Env] = []
@@ -200,7 +202,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
             if spec is None:
                 raise ConfigError("an expert is needed and none is given; set expert.oracle")
             envs = self._collector().envs
-            with made_for(self.config.seed or 0, self.worker_index or 0):
+            with made_for(self.config.seed or 0, self.worker_index or 0, self._leaving):
                 oracle = spec.build(self.config.env_recipe())
             self._oracle = checked(oracle, envs.observation_space, envs.action_space, spec.oracle)
         return self._oracle
@@ -301,6 +303,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         assert self.module is not None
 
     def stop(self) -> None:
+        self._leaving.set()
         self._labelling.shutdown(wait=False, cancel_futures=True)
         for env in self._evaluation_envs:
             env.close()

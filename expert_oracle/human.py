@@ -20,16 +20,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import tree
 
+from expert_oracle.loading import LEAVING
 from expert_oracle.lookahead import pose_for
 from expert_oracle.wrappers import agreed
 from tutelage import plugins
-from tutelage.errors import ConfigError, OracleError
+from tutelage.errors import ConfigError, OracleError, Unreachable
 from tutelage.protocols import Oracle
 from tutelage.types import Answer, Array, EnvRecipe, Query, Tree
 
 KIND = "action"
 SERVICE = "services.labeler.client:LabelerClient"
 """By name: this package does not import the services."""
+LOOK_S = 1.0  # how often one that waits for people looks whether it is to stop
 
 
 @runtime_checkable
@@ -84,6 +86,7 @@ class HumanOracle:
         self.batch, self.timeout_s = batch, timeout_s
         self.answers_wanted, self.priority = answers_wanted, priority
         self.otherwise = None if otherwise is None else _expert(otherwise)
+        self._leaving = LEAVING.get()
 
     def act(self, obs: Tree) -> Array:
         """Actions [N, ...] for observations [N, ...], as people answer them."""
@@ -118,9 +121,23 @@ class HumanOracle:
         """The answers to all of `ids`, asked for in batches within one deadline."""
         deadline, answers = time.monotonic() + self.timeout_s, list[Answer]()
         for start in range(0, len(ids), self.batch):
-            left = max(0.0, deadline - time.monotonic())
-            answers += self.client.wait(ids[start : start + self.batch], left)
+            answers += self._wait_for(ids[start : start + self.batch], deadline)
         return answers
+
+    def _wait_for(self, ids: Sequence[str], deadline: float) -> Sequence[Answer]:
+        """As `client.wait`. Raises OracleError once whoever waits is to stop."""
+        while True:
+            began = time.monotonic()
+            left = max(0.0, deadline - began)
+            try:
+                answers = self.client.wait(ids, min(left, LOOK_S))
+                if left <= LOOK_S or time.monotonic() < began + LOOK_S:
+                    return answers
+            except Unreachable:
+                if left <= LOOK_S:
+                    raise
+            if self._leaving is not None and self._leaving.is_set():
+                raise OracleError("human: the run ends")
 
     def _complete(self, actions: list[Array | None], obs: Tree, answered: int) -> Array:
         """`actions` with the gaps filled in by the expert for that."""

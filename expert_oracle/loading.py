@@ -14,6 +14,7 @@ import contextlib
 import functools
 import inspect
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -76,16 +77,20 @@ def one_line(what: str) -> Iterator[None]:
 
 PLACE: ContextVar[tuple[int, int]] = ContextVar("PLACE", default=(0, 0))
 """Of the experts that are being made: the seed of the run, and the number of the rollout actor."""
+LEAVING: ContextVar[threading.Event | None] = ContextVar("LEAVING", default=None)
+"""Set once those for whom experts are being made do not wait for people any longer."""
 
 
 @contextlib.contextmanager
-def made_for(run_seed: int, actor: int) -> Iterator[None]:
-    """Experts that are made within err by other dice than those of other runs and actors."""
-    before = PLACE.set((run_seed % 2**64, actor))
+def made_for(run_seed: int, actor: int, leaving: threading.Event | None = None) -> Iterator[None]:
+    """Experts that are made within err by other dice than those of other runs and actors, and stop waiting
+    for people once `leaving` is set."""
+    place, leave = PLACE.set((run_seed % 2**64, actor)), LEAVING.set(leaving)
     try:
         yield
     finally:
-        PLACE.reset(before)
+        PLACE.reset(place)
+        LEAVING.reset(leave)
 
 
 @contextlib.contextmanager

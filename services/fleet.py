@@ -91,13 +91,19 @@ class Fleet:
         self._until_some(lambda: self._gather(call, request.version))
         return self._hand_out()
 
-    def drain(self) -> list[Collected]:
-        """Whatever was collected and not handed out, with its labels, once nothing is under way any more.
+    def drain(self, *, wait: bool = True) -> list[Collected]:
+        """Whatever was collected and not handed out, with its labels, once nothing is under way any more;
+        without `wait` what is under way is left out.
 
         What an expert fails to label is left out; the others' labels are kept.
         """
-        self._finish_on(None if self.local else self.group.healthy_env_runner_ids())
+        if wait:
+            self._finish_on(None if self.local else self.group.healthy_env_runner_ids())
         return self._hand_out()
+
+    def leave(self) -> None:
+        """End the remote runners at once, whatever they wait for."""
+        self.group._worker_manager.clear()
 
     def _finish_on(self, ids: Sequence[int] | None) -> None:
         """Let these runners end what they do, and keep it; None: the local one."""

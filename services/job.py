@@ -104,11 +104,16 @@ def cpus_wanted(config: TrainerConfig) -> int:
     return math.ceil(of_learners + of_runners) + 1
 
 
+class NotWaited(BaseException):
+    """A first signal came while people were waited for."""
+
+
 class Interruption:
     """Turns the first SIGINT or SIGTERM into a flag; the second one interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._waits = False
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[Interruption]:
@@ -123,9 +128,23 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
+        at_once = self._waits or self.signal is not None
+        self.signal = self.signal or signal.Signals(number).name
+        if at_once:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what may take days: the first signal ends it by NotWaited."""
+        self._waits = True
+        try:
+            if self.signal is not None:
+                raise NotWaited
+            yield
+        except KeyboardInterrupt:
+            raise NotWaited from None
+        finally:
+            self._waits = False
 
 
 class Job:
@@ -149,14 +168,12 @@ class Job:
     def execute(self, progress: Progress) -> dict[str, Any]:
         """Train to the end; the summary."""
         started = time.monotonic()
+        self._begin_summary()  # by which its labeler, too, knows that it goes on
         start_ray(self.config, spare_cpus=SPARE_CPUS)
         with Interruption().caught() as interruption, self._people(progress):
             self.interruption = interruption
             try:
-                self.run.write_summary(
-                    {**self.before, **self._facts(), **self.known, "stopped_because": None}
-                )
-                self.trainer = self._restore_or_build()
+                self.trainer = self._restore_or_build(progress)
                 self._measure_baselines(progress)
                 why = self._train(started, progress, interruption)
                 return self._summarise(why, started)
@@ -192,7 +209,7 @@ class Job:
             self.config.expert(arguments=given)
             yield
 
-    def _restore_or_build(self, rescued: Sequence[Any] = ()) -> Trainer:
+    def _restore_or_build(self, progress: Progress, rescued: Sequence[Any] = ()) -> Trainer:
         """The trainer of the last checkpoint or a new one, with all that is on disk or was rescued."""
         checkpoint = self.run.latest_checkpoint()
         if checkpoint is None:
@@ -200,6 +217,7 @@ class Job:
         else:
             trainer = Trainer.restored(checkpoint, self.config)
         trainer.stopping = lambda: self.interruption.signal is not None
+        trainer.waiting, trainer.note = self.interruption.waiting, progress.note
         if rescued:
             trainer.store(rescued)
         self.run.truncate_after(trainer.round - 2 if trainer.behind else trainer.round - 1)
@@ -223,6 +241,9 @@ class Job:
                 returns, _ = self.trainer.measure(seeds, policy)  # type: ignore[arg-type]
                 mean, low, high = report.mean_ci95(returns)
                 self.known |= {key: mean, key.replace("return", "ci95"): [low, high]}
+        self._begin_summary()
+
+    def _begin_summary(self) -> None:
         self.run.write_summary({**self.before, **self._facts(), **self.known, "stopped_because": None})
 
     def _train(self, started: float, progress: Progress, interruption: Interruption) -> str:
@@ -236,6 +257,8 @@ class Job:
                     return why
                 self._round(started, progress)
                 deaths = 0
+            except NotWaited:
+                progress.note("people are not waited for; what they have answered stays in the labeler")
             except (RayActorError, ObjectLostError) as error:  # a learner is gone: RLlib cannot go on, we can
                 deaths += 1
                 self._go_on_after(error, deaths, progress)
@@ -265,13 +288,14 @@ class Job:
         progress.note(f"a learner died ({type(error).__name__}): going on from the last checkpoint")
         rescued = self.trainer.rescue()
         self.trainer.stop()
-        self.trainer = self._restore_or_build(rescued)
+        self.trainer = self._restore_or_build(progress, rescued)
 
     def _finish(self, progress: Progress) -> None:
         assert self.trainer is not None
-        if self.config.asynchronous:
+        wait = self.interruption.signal is None or not self.trainer.asks_people
+        if self.config.asynchronous and wait:
             progress.note("waiting for labels that are under way")
-        self.trainer.store_the_rest()
+        self.trainer.store_the_rest(wait=wait)
         self._checkpoint()
 
     def _obey_control(self, progress: Progress) -> None:
@@ -378,7 +402,22 @@ def execute(run: RunDirectory, sections: Sections, *, quiet: bool) -> dict[str, 
     if not quiet:
         Console().print(report.table(report.rows(report.read_groups([run.path]))))
         print(last_words(run, summary["stopped_because"]))
+        if job.config.labeler_spec is not None and job.config.labeler_spec.asks_people:
+            print(unanswered(run), end="")
     return summary
+
+
+def unanswered(run: RunDirectory) -> str:
+    """A line about people whom a run did not wait for; empty: there is none."""
+    newest = (run.metrics() or [{}])[-1]
+    asked, answered = int(newest.get("asked", 0)), int(newest.get("comparisons", 0))
+    if answered >= asked:
+        return ""
+    steps = 2 * int(newest["env_steps"])
+    return (
+        f"{asked - answered} of {asked} comparisons are unanswered; `tutelage resume {run.path} "
+        f"stop.env_steps={steps}` goes on when they are\n"
+    )
 
 
 def last_words(run: RunDirectory, why: str) -> str:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from learner.learner import fetched
 from learner.reward_learner import RewardLearner, RewardSettings
 from tutelage import plugins
-from tutelage.errors import ConfigError, TutelageError
+from tutelage.errors import ConfigError, ServiceError, TutelageError
 from tutelage.protocols import Labeler
 from tutelage.types import Rollout
 
@@ -67,8 +68,9 @@ class LabelerSpec:
         except TypeError as error:
             raise ConfigError(f"feedback.arguments: labeler {self.labeler}: {error}") from None
         except ConfigError as error:
-            known = ", ".join([PEOPLE, "grpc://HOST:PORT", *(f"synthetic:{name}" for name in NAMES)])
-            raise ConfigError(f"feedback.labeler {self.labeler!r}: {error}; known: {known}") from None
+            known = [PEOPLE, "grpc://HOST:PORT", *(f"synthetic:{name}" for name in NAMES)]
+            near = plugins.did_you_mean(self.labeler, known)
+            raise ConfigError(f"feedback.labeler {self.labeler!r}: {error}{near}") from None
         if not isinstance(labeler, Labeler):
             raise ConfigError(f"feedback.labeler {self.labeler}: it has no `label(queries)`")
         return labeler
@@ -96,6 +98,8 @@ class Preferences:
     ) -> None:
         self.reward = RewardLearner(settings, *spaces, folder, seed=seed)
         self.labeler = labeler.build((seed, 17, self.reward.comparisons.asked))  # no teacher repeats itself
+        if labeler.asks_people:
+            _greet(self.labeler)
         self._began = False
 
     def advance(self, rollouts: Sequence[Rollout | ray.ObjectRef], env_steps: int) -> Learnt:
@@ -125,6 +129,15 @@ class Preferences:
         close = getattr(self.labeler, "close", None)
         if close is not None:
             close()
+
+
+def _greet(labeler: Any) -> None:
+    """Raises ServiceError where a service does not let us in, before anything is collected."""
+    try:
+        labeler.stats()
+    except ServiceError as error:
+        words = str(error).replace("token_file=", "feedback.arguments.token_file=")
+        raise type(error)(words) from None
 
 
 class Here:
@@ -194,15 +207,31 @@ def result_of(reference: Any) -> Any:
 
 
 def until_heard(
-    side: Here | Beside, rollouts: Sequence[Any], env_steps: int, stopped: Callable[[], bool]
+    side: Here | Beside,
+    rollouts: Sequence[Any],
+    env_steps: int,
+    stopped: Callable[[], bool],
+    *,
+    most: float = math.inf,
+    say: Callable[[str], None] = lambda words: None,
 ) -> Learnt:
     """What was learnt once all first questions are answered, some are still to be asked about rollouts to
-    come, or the run is `stopped`.
+    come, or the run is `stopped`; later, once at most so many wait for their answer.
 
     The policy has nothing to learn from before that, and people take their time.
     """
-    learnt = side.advance(rollouts, env_steps, wait=True)
-    while not learnt.ready and not learnt.figures["first_unasked"] and not stopped():
+    learnt, said = side.advance(rollouts, env_steps, wait=True), ""
+    while _is_awaited(learnt, most) and not stopped():
+        words = "waiting for {asked:.0f} answers, {comparisons:.0f} there".format(**learnt.figures)
+        if words != said:
+            say(words)
+            said = words
         time.sleep(LOOK_S)
         learnt = side.advance([], env_steps, wait=True)
     return learnt
+
+
+def _is_awaited(learnt: Learnt, most: float) -> bool:
+    if not learnt.ready:
+        return not learnt.figures["first_unasked"]
+    return learnt.figures["asked"] - learnt.figures["comparisons"] > most

@@ -111,6 +111,7 @@ AT_LEAST: Mapping[str, int] = {
     "collection.max_version_lag": 1,
     "feedback.max_reward_lag": 0,
     "feedback.drawn_envs": 1,
+    "feedback.max_unanswered": 0,
     "training.minibatch_size": 1,
     "training.num_epochs": 1,
     "learners.num_learners": 0,
@@ -122,7 +123,7 @@ AT_LEAST: Mapping[str, int] = {
 
 OPTIONAL = (
     *("training.minibatch_size", "training.num_epochs", "evaluation.evaluation_interval"),
-    "debugging.seed",
+    *("feedback.max_unanswered", "debugging.seed"),
 )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,8 @@ class Trainer(Algorithm):
         self.in_hand: list[Collected] = []  # collected and not learned from yet
         self.behind = False  # the dataset has rounds that the policy was not fitted to
         self.stopping: Callable[[], bool] = lambda: False  # whether to wait for people no longer
+        self.waiting: Callable[[], AbstractContextManager[Any]] = nullcontext  # around what people may delay
+        self.note: Callable[[str], None] = lambda words: None  # what is going on besides rounds
         self.preferences: Here | Beside | None = None
         self._heard = False  # the first answers are there
         self._reward: Any = None  # weights of the reward model, or a reference to them
@@ -108,6 +112,8 @@ class Trainer(Algorithm):
     def stop(self) -> None:
         if self.preferences is not None:
             self.preferences.stop()
+        if self.asks_people:
+            self.fleet.leave()
         super().stop()
 
     def _best_on_disk(self) -> float:
@@ -175,11 +181,15 @@ class Trainer(Algorithm):
         """Ask about what was collected and take the newest reward, for the policy's update."""
         if self.preferences is None:
             return {}
-        arguments = self.preferences, payload_of(rollouts), self.env_steps
-        if self._heard:
-            learnt = self.preferences.advance(*arguments[1:])
+        most, payload = self.config.max_unanswered, payload_of(rollouts)
+        if self._heard and most is None:
+            learnt = self.preferences.advance(payload, self.env_steps)
         else:
-            learnt = until_heard(*arguments, self.stopping)
+            learnt = until_heard(
+                *(self.preferences, payload, self.env_steps, self.stopping),
+                most=math.inf if most is None else most,
+                say=self.note,
+            )
         self._heard = learnt.ready
         if not learnt.ready:
             return {**learnt.figures, "waiting": 1.0}
@@ -203,19 +213,25 @@ class Trainer(Algorithm):
             weights=self._weights,
         )
         collect = self.fleet.collect_asynchronously if self.config.asynchronous else self.fleet.collect
-        rollouts = collect(request, explore=self.method.explores)
+        with self.waiting() if self.asks_people else nullcontext():
+            rollouts = collect(request, explore=self.method.explores)
         for rollout in rollouts:
             self.returns.extend(rollout.finished_returns().tolist())
         return rollouts
 
-    def store_the_rest(self) -> None:
+    @property
+    def asks_people(self) -> bool:
+        """Whether the expert is somebody who may take days."""
+        return self.config.oracle_spec is not None and self.config.oracle_spec.asks_people
+
+    def store_the_rest(self, *, wait: bool = True) -> None:
         """Put into the dataset what has its labels and was not learned from yet: nobody is asked twice.
 
-        Waits for labels that are under way.
+        Waits for labels that are under way, unless told not to.
         """
         if self.method.learns_from != "dataset":
             return
-        self.store([(self._rest_key(), self.round - 1, self.fleet.drain())])
+        self.store([(self._rest_key(), self.round - 1, self.fleet.drain(wait=wait))])
 
     def _rest_key(self) -> str:
         """A name for labels that complete no round; the number of those before makes it unique."""

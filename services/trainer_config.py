@@ -62,6 +62,7 @@ class TrainerConfig(AlgorithmConfig):
         self.labeler_spec: LabelerSpec | None = None
         self.max_reward_lag = 4
         self.drawn_envs = 2
+        self.max_unanswered: int | None = None
         self.asynchronous = False
         self.max_version_lag = 2
         self.max_unlabelled = 2
@@ -152,6 +153,7 @@ class TrainerConfig(AlgorithmConfig):
         arguments: Mapping[str, Any] | None = NOT_GIVEN,
         max_reward_lag: int = NOT_GIVEN,
         drawn_envs: int = NOT_GIVEN,
+        max_unanswered: int | None = NOT_GIVEN,
     ) -> TrainerConfig:
         """Who compares.
 
@@ -162,6 +164,8 @@ class TrainerConfig(AlgorithmConfig):
             max_reward_lag: rounds by which the reward may be behind, where collection is asynchronous.
             drawn_envs: environments of a runner that are drawn as they are played, where people are asked
                 about episodes that cannot be replayed: they are asked about those of these.
+            max_unanswered: questions that may wait for their answer while the run goes on; with more of them
+                it waits. None: any number.
         """
         if labeler is not NOT_GIVEN or arguments is not NOT_GIVEN:
             known = self.labeler_spec or LabelerSpec("", {})
@@ -172,6 +176,8 @@ class TrainerConfig(AlgorithmConfig):
             self.max_reward_lag = max_reward_lag
         if drawn_envs is not NOT_GIVEN:
             self.drawn_envs = drawn_envs
+        if max_unanswered is not NOT_GIVEN:
+            self.max_unanswered = max_unanswered
         return self
 
     def collection(

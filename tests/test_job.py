@@ -8,7 +8,7 @@ import pytest
 
 from learner.dataset import Dataset
 from services.commands import scale_command
-from services.job import Job, cpus_wanted, last_words
+from services.job import Job, cpus_wanted, last_words, unanswered
 from services.progress import Progress
 from services.run_directory import RunDirectory
 from services.settings import build_config
@@ -193,3 +193,11 @@ def test_the_last_words_say_how_to_go_on(tmp_path):
     run = RunDirectory(tmp_path)
     assert last_words(run, "SIGINT") == f"{tmp_path} ended by SIGINT; go on with `tutelage resume {tmp_path}`"
     assert last_words(run, "rounds=4") == f"{tmp_path} ended by rounds=4"
+
+
+def test_what_people_had_no_time_for_is_counted_at_the_end(tmp_path):
+    with RunDirectory.create(tmp_path / "run", sections()) as run:
+        assert unanswered(run) == ""
+        run.log({"asked": 300.0, "comparisons": 104.0, "env_steps": 5000}, step=5000)
+        assert unanswered(run).startswith("196 of 300 comparisons are unanswered; `tutelage resume ")
+        assert "stop.env_steps=10000" in unanswered(run)

@@ -17,6 +17,7 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import without_rewards
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
+from services.preferences import LabelerSpec, Preferences
 from tests.labelers import served
 from tests.test_judge import Endpoint, longest
 from tests.test_labeler_rpc import eventually, running
@@ -224,6 +225,13 @@ def test_the_address_of_the_page_is_told_from_that_of_grpc(tmp_path):
         with pytest.raises(ServiceError, match=r"that is its page; give the address of its gRPC"):
             client.stats()
         client.close()
+
+
+def test_a_run_that_shows_no_token_is_told_before_it_begins(tmp_path):
+    with served(tmp_path, grpc_address="127.0.0.1:0") as running:
+        spec = LabelerSpec(f"grpc://{running.grpc_address}")
+        with pytest.raises(ServiceError, match=r"asks for a token.*feedback.arguments.token_file=FILE"):
+            Preferences(*(None, (None, None), tmp_path, spec, 0))  # type: ignore[arg-type]
 
 
 def test_the_words():

@@ -14,11 +14,10 @@ import httpx
 import pytest
 import redis
 
-from services.labeler.access import secret_of
+from services.labeler.access import Role, secret_of
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
-from services.labeler.access import Role
 from services.labeler.serve import invite_command, queue_name
 from services.labeler.valkey import Embedded
 from tests.labelers import Page, page, process, program, served, texts, wait_for

@@ -16,8 +16,9 @@ from learner.methods.cpl import CPL
 from learner.methods.preference import Preference
 from learner.pairs import WAYS, choose, looks
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
+from services import preferences
 from services.overrides import load_config
-from services.preferences import LabelerSpec, Preferences
+from services.preferences import LabelerSpec, Learnt, Preferences, until_heard
 from services.settings import build_config, preflight
 from tutelage.errors import ConfigError, TrainingError
 from tutelage.types import EnvRecipe
@@ -118,6 +119,31 @@ def test_k_centre_knows_what_was_asked_before_a_restart(tmp_path):
     again, more = looked(comparisons=40)
     assert len(queries) == len(more) == 5
     np.testing.assert_allclose(again._looks()[:5], seen)
+
+
+class Slowly:
+    """Preferences whose answers come one a look."""
+
+    def __init__(self, *, ready, asked, answered):
+        self.ready, self.asked, self.answered = ready, asked, answered - 1
+
+    def advance(self, rollouts, env_steps, *, wait=False):
+        self.answered += 1
+        figures = {"asked": float(self.asked), "comparisons": float(self.answered), "first_unasked": 0.0}
+        return Learnt(self.ready or self.answered >= self.asked, None, figures)
+
+
+def test_who_waits_for_people_says_for_how_many_answers(monkeypatch):
+    monkeypatch.setattr(preferences, "LOOK_S", 0.0)
+    said: list[str] = []
+    first = Slowly(ready=False, asked=4, answered=2)
+    assert until_heard(first, [], 100, lambda: False, say=said.append).ready  # type: ignore[arg-type]
+    assert said == ["waiting for 4 answers, 2 there", "waiting for 4 answers, 3 there"]
+    later = Slowly(ready=True, asked=9, answered=4)
+    until_heard(later, [], 200, lambda: False, most=3, say=said.append)  # type: ignore[arg-type]
+    assert later.answered == 6
+    until_heard(later, [], 200, lambda: True, most=0)  # type: ignore[arg-type]
+    assert later.answered == 7  # it is to stop
 
 
 def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
@@ -230,9 +256,11 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["stop.env_steps=null", "stop.rounds=3"], "method.ask_until: set it, or stop.env_steps"),
         (["feedback.labeler=null"], "method preference needs somebody who compares"),
         (["feedback.labeler=synthetic:orakle"], "did you mean 'oracle'"),
+        (["feedback.labeler=humna"], "did you mean 'human'"),
         (["feedback.labeler=synthetic:oracle", "feedback.arguments.patience=1"], "feedback.arguments"),
         (["feedback.max_reward_lag=-1"], "feedback.max_reward_lag"),
         (["feedback.drawn_envs=0"], "feedback.drawn_envs: expected a whole number of at least 1, got 0"),
+        (["feedback.max_unanswered=-1"], "feedback.max_unanswered"),
     ],
 )
 def test_what_is_wrong_is_named(changes, words):

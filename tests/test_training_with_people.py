@@ -93,6 +93,26 @@ def test_a_run_asks_people_and_waits_for_those_who_leave(tmp_path):
     assert [point.labels for point in curve_of(run)] == [40, 80]  # what operators see
 
 
+@pytest.mark.parametrize("runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_that_waits_for_people_is_interrupted_at_once(tmp_path, runners):
+    run = tmp_path / "run"
+    process = train(
+        *("train", "dagger-cartpole", *SETTINGS, f"env_runners.num_env_runners={runners}"),
+        *("--run", str(run)),
+    )
+    person = Person(run, process)
+    assert person.answer(3) == {"accepted": 3}  # questions are asked, and the next answers never come
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=90)  # seconds, where nobody else works; people may take a day
+    assert process.returncode == 0, person.said[-5:]
+    assert json.loads(out.splitlines()[-1])["stopped_because"] == "SIGINT"
+    process = train("resume", str(run))
+    again = Person(run, process)
+    assert again.answer(37) == {"accepted": 37}  # the three are not asked again
+    process.kill()
+    process.wait()
+
+
 def test_the_labeler_ends_with_its_trainer(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from services.labeler.beside import beside\n"
