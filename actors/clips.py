@@ -37,6 +37,7 @@ import tree
 from av.video.reformatter import VideoReformatter
 
 from actors.environments import Act, columns, make_env, put, rows, to_env
+from actors.pictures import decoded, make_lean, picture, scaled, try_gl
 from expert_oracle.feedback import Footage
 from expert_oracle.lookahead import pose_for
 from tutelage.disk import is_full
@@ -314,34 +315,11 @@ class Studio:
         return env
 
 
-def make_lean(env: Any, size: int) -> None:
-    """Render small pictures without shadows and multisampling, which on a CPU cost ten times the rest.
-
-    Reflections stay: they show what touches the ground.
-    """
-    env.model.light_castshadow[:] = 0
-    env.model.vis.quality.offsamples = 0
-    env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
-    env.mujoco_renderer.width = env.mujoco_renderer.height = size
-
-
-def try_gl(env: gym.Env) -> None:
-    """Raise TutelageError, naming what to install, unless MuJoCo can draw."""
-    install = "install the package libosmesa6, or libegl1 and libgl1-mesa-dri"
-    backend = os.environ.get("MUJOCO_GL")
-    if backend is None:
-        raise TutelageError(f"there is no OpenGL that draws without a screen; {install}")
-    env.reset()
-    try:
-        env.render()
-    except Exception as error:  # of PyOpenGL, MuJoCo or ctypes, by what is missing
-        raise TutelageError(f"MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); {install}") from None
-
-
 def _pictures(env: gym.Env, footage: Footage) -> Iterator[Array]:
     """The pictures [height, width, 3] of footage."""
     if footage.frames is not None:
-        return iter(footage.frames)
+        kept = (decoded(one) if isinstance(one, bytes) else one for one in footage.frames)
+        return _held(kept, footage.held)
     if footage.posed:
         return iter([_posed(env, footage.obs)])
     return _held(frames(env, footage.seed, footage.actions, footage.start, footage.obs), footage.held)
@@ -397,17 +375,8 @@ def _check_replayed(seen: Tree, recorded: Tree | None, row: int, step: int) -> N
     if not all(tree.flatten(same)):
         raise NotReplayedError(
             f"the episode is not replayed: its observation at step {step} is another than was recorded; "
-            "keep the frames of such environments when they are played"
+            "such episodes need the pictures that were kept when they were played"
         )
-
-
-def picture(env: gym.Env) -> Array:
-    frame = np.asarray(env.render())
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise TutelageError("it draws no pictures [height, width, 3] with render_mode='rgb_array'")
-    if not frame.any() and hasattr(env.unwrapped, "mujoco_renderer"):
-        raise TutelageError("the picture is all black: MuJoCo's OpenGL context was lost")
-    return frame
 
 
 def write(pictures: Iterator[Array], path: Path, *, fps: Fraction, size: int) -> Film:
@@ -439,13 +408,6 @@ def _encode(
             count += 1
         container.mux(stream.encode())
     return Film(count, float(fps), width, height)
-
-
-def scaled(height: int, width: int, size: int) -> tuple[int, int]:
-    """The picture's height and width with the longer side `size`; even, as codecs want them."""
-    factor = size / max(height, width)
-    height, width = (max(2, round(side * factor / 2) * 2) for side in (height, width))
-    return height, width
 
 
 if __name__ == "__main__":

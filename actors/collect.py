@@ -31,7 +31,7 @@ from actors.takeover import controller_of
 from tutelage.errors import ConfigError, OracleError
 from tutelage.policy import distribution_of, log_prob
 from tutelage.protocols import Oracle
-from tutelage.types import Array, EnvRecipe, Episodes, Provenance, Rollout, TakeoverRule, Tree
+from tutelage.types import Array, EnvRecipe, Episodes, Pictures, Provenance, Rollout, TakeoverRule, Tree
 
 MASK_64 = 2**64 - 1
 PURPOSES = {"actions": 0, "mixture": 1}
@@ -60,6 +60,8 @@ class Columns:
     expert_actions: Array | None  # [T, B, ...]; None: the expert is not asked
     by_expert: Array | None  # [T, B] bool
     asked: Array | None  # [T, B] bool
+    pictures: Array | None  # [T+1, C] bytes; None: none are drawn
+    final_pictures: list[bytes] = field(default_factory=list)  # of the same episodes as `final_obs`
     final_obs: list[Tree] = field(default_factory=list)  # of the episodes that ended in one step
     seeds: list[int] = field(default_factory=list)  # of the episodes begun, in the order of the ends before
 
@@ -87,6 +89,7 @@ class Collector:
 
     `in_halves`: under the mixture the expert is asked about one half of the environments while the other half
     is stepped. Pays where an expert's time grows with the number of states, and needs the backend `sync`.
+    `drawn`: environments that are drawn in every state, where episodes cannot be replayed; else none is.
     """
 
     def __init__(
@@ -99,15 +102,17 @@ class Collector:
         mixture_per: Literal["step", "episode"] = "step",
         in_halves: bool = False,
         reproducible: bool | None = None,  # None: find out
+        drawn: int = 0,
     ) -> None:
-        self.envs = make_vector(recipe, num_envs)
+        self.reproducible = is_reproducible(recipe) if reproducible is None else reproducible
+        self._drawn = 0 if self.reproducible else drawn
+        self.envs = make_vector(recipe, num_envs, drawn=self._drawn)
         self.run_seed = run_seed & MASK_64
         self.runner = runner
         self._whole = slice(0, num_envs)
         self._parts = _halves(self.envs) if in_halves else [self._whole]
         self.mixtures = [Mixture(per=mixture_per) for _ in self._parts]
         self._ruled: tuple[TakeoverRule, Controller] | None = None
-        self.reproducible = is_reproducible(recipe) if reproducible is None else reproducible
         self._obs = columns(self.envs.observation_space, num_envs)  # to act on next
         self._running: Running | None = None  # None: all environments have to be reset
         self._begun = [0] * num_envs  # episodes, by slot
@@ -139,6 +144,8 @@ class Collector:
         together = beta > 0 or rule is not None
         taken = self._columns(steps, asked=together)
         put(taken.obs, 0, self._obs)
+        if taken.pictures is not None:
+            taken.pictures[0] = self.envs.pictures
         watched, error = False, None
         if together:
             if oracle is None:
@@ -172,7 +179,12 @@ class Collector:
             ended = self.envs.step(executed, rows(obs_tp1, part), *outcomes, first=part.start)
         if ended:
             taken.final_obs.append(rows(obs_tp1, ended))
+            if taken.pictures is not None:
+                seen = self.envs.pictures
+                taken.final_pictures.extend(seen[i] if i < len(seen) else b"" for i in ended)
             taken.seeds.extend(self._restart(ended, obs_tp1, round))
+        if taken.pictures is not None:
+            taken.pictures[t + 1, part] = self.envs.pictures[part]
 
     # With an expert that may act
 
@@ -315,6 +327,7 @@ class Collector:
             expert_actions=columns(self.envs.action_space, steps, B) if asked else None,
             by_expert=np.zeros((steps, B), bool) if asked else None,
             asked=np.zeros((steps, B), bool) if asked else None,
+            pictures=np.full((steps + 1, self._drawn), b"", object) if self._drawn else None,
         )
 
     def _finish(self, taken: Columns, running: Running, provenance: Provenance) -> tuple[Rollout, Running]:
@@ -340,6 +353,9 @@ class Collector:
             by_expert=taken.by_expert,
             asked=None if taken.asked is None or taken.asked.all() else taken.asked,
             valid=~np.concatenate([running.resetting[None], ends[:-1]]) if autoreset else None,
+            pictures=None
+            if taken.pictures is None
+            else Pictures(taken.pictures, np.array(taken.final_pictures, object)),
         )
         return rollout, still_running
 
@@ -362,6 +378,8 @@ def first_steps(taken: Columns, steps: int) -> Columns:
     }
     final_obs = [rows(concatenated(taken.final_obs), slice(ended))] if ended else []
     obs = rows(taken.obs, slice(steps + 1))
+    if taken.pictures is not None:
+        cut |= {"pictures": taken.pictures[: steps + 1], "final_pictures": taken.final_pictures[:ended]}
     return replace(taken, obs=obs, final_obs=final_obs, seeds=taken.seeds[:ended], **cut)
 
 

@@ -56,7 +56,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
         returns, lengths = runner.evaluate(seeds, weights=weights)
 
     Reads from its config, besides what is RLlib's: `env_recipe()`, `oracle_spec`, `label_batch`,
-    `mixture_per`, `in_halves` and `max_unlabelled`.
+    `mixture_per`, `in_halves`, `max_unlabelled` and `drawn_if_not_replayed()`.
     """
 
     config: Any
@@ -280,6 +280,7 @@ class RolloutRunner(EnvRunner, Checkpointable):
             runner=self.worker_index or 0,
             mixture_per=self.config.mixture_per,
             in_halves=self.config.in_halves,
+            drawn=self.config.drawn_if_not_replayed(),
         )
         self.env = self.collector.envs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Protocol, get_args, get_type_hints
@@ -15,6 +15,7 @@ import numpy as np
 import tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from actors.pictures import JPEG, Drawn
 from tutelage.errors import ConfigError
 from tutelage.policy import distribution_of
 from tutelage.types import Array, EnvRecipe, Tree
@@ -23,6 +24,7 @@ Act = Callable[[Tree], Array]
 """Observations [N, ...] -> actions [N, ...] of the action space; Box actions need not be clipped."""
 
 LEAF_SPACES = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+EXACT = ("sync", "async")  # backends that seed every single episode
 SIMULATORS = {  # distributions by the package that the environment's class is in
     "gymnasium.envs.mujoco": "mujoco",
     "gymnasium.envs.box2d": "box2d",
@@ -41,6 +43,11 @@ def make_env(recipe: EnvRecipe, render_mode: str | None = None) -> gym.Env:
         raise ConfigError(why_not(recipe, error)) from error
     check_spaces(recipe.id, env.observation_space, env.action_space)
     return env
+
+
+def make_drawn(recipe: EnvRecipe) -> Drawn:
+    """One environment that is drawn in every state."""
+    return Drawn(make_env(recipe, render_mode="rgb_array"))
 
 
 @cache
@@ -170,6 +177,11 @@ class VectorEnvs(Protocol):
     recipe: EnvRecipe  # with versions
     autoreset: bool
 
+    @property
+    def pictures(self) -> Sequence[bytes]:
+        """JPEGs of the first ones, as many as are drawn, as they are now."""
+        ...
+
     def reset(self, which: Sequence[int], seeds: Sequence[int], obs: Tree) -> None: ...
 
     def step(
@@ -179,13 +191,21 @@ class VectorEnvs(Protocol):
     def close(self) -> None: ...
 
 
-def make_vector(recipe: EnvRecipe, num_envs: int) -> VectorEnvs:
-    """`num_envs` environments by the recipe's backend. Raises ConfigError as `make_env` does."""
+def make_vector(recipe: EnvRecipe, num_envs: int, *, drawn: int = 0) -> VectorEnvs:
+    """`num_envs` environments by the recipe's backend, the first `drawn` of them drawn in every state.
+
+    Raises ConfigError as `make_env` does, and where the backend draws nothing.
+    """
+    if drawn and recipe.backend not in EXACT:
+        raise ConfigError(
+            f"env_runners.gym_env_vectorize_mode: with {recipe.backend} episodes are neither replayed nor "
+            "drawn, so there are no pictures that people could judge; set sync or async"
+        )
     match recipe.backend:
         case "sync":
-            return SyncEnvs(recipe, num_envs)
+            return SyncEnvs(recipe, num_envs, drawn)
         case "async":
-            return AsyncEnvs(recipe, num_envs)
+            return AsyncEnvs(recipe, num_envs, drawn)
         case "vector_entry_point":
             return AutoresetEnvs(recipe, make_vectorised(recipe, num_envs))
         case "envpool":
@@ -199,8 +219,9 @@ class SyncEnvs:
 
     autoreset = False
 
-    def __init__(self, recipe: EnvRecipe, num_envs: int) -> None:
-        self.envs = [make_env(recipe) for _ in range(num_envs)]
+    def __init__(self, recipe: EnvRecipe, num_envs: int, drawn: int = 0) -> None:
+        self._drawn = [make_drawn(recipe) for _ in range(drawn)]
+        self.envs = [*self._drawn, *(make_env(recipe) for _ in range(num_envs - drawn))]
         self.num_envs = num_envs
         self.observation_space = self.envs[0].observation_space
         self.action_space = self.envs[0].action_space
@@ -235,6 +256,10 @@ class SyncEnvs:
                 ended.append(first + i)
         return ended
 
+    @property
+    def pictures(self) -> list[bytes]:
+        return [env.jpeg for env in self._drawn]
+
     def close(self) -> None:
         for env in self.envs:
             env.close()
@@ -245,13 +270,13 @@ class AsyncEnvs:
 
     autoreset = False
 
-    def __init__(self, recipe: EnvRecipe, num_envs: int) -> None:
+    def __init__(self, recipe: EnvRecipe, num_envs: int, drawn: int = 0) -> None:
         first = make_env(recipe)  # says in this process what is wrong with the recipe
         self.recipe = with_versions(recipe, first)
         first.close()
-        self.vector = AsyncVectorEnv(
-            [partial(make_env, recipe)] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED
-        )
+        makers = [partial(make_drawn, recipe)] * drawn + [partial(make_env, recipe)] * (num_envs - drawn)
+        self.vector = AsyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        self.pictures = [b""] * drawn
         self.num_envs = num_envs
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
@@ -263,13 +288,21 @@ class AsyncEnvs:
         by_slot: list[int | None] = [None] * self.num_envs
         for i, seed in zip(which, seeds, strict=True):
             by_slot[i] = seed
-        observed, _ = self.vector.reset(seed=by_slot, options={"reset_mask": mask})
+        observed, infos = self.vector.reset(seed=by_slot, options={"reset_mask": mask})
         put(obs, which, rows(observed, which))
+        self._look(infos)
 
     def step(
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
-        return step_together(self.vector, actions, obs, rewards, terminated, truncated)
+        ended, infos = step_together(self.vector, actions, obs, rewards, terminated, truncated)
+        self._look(infos)
+        return ended
+
+    def _look(self, infos: Mapping[str, Any]) -> None:
+        """Take the pictures of those that were reset or stepped."""
+        for i, jpeg in zip(range(len(self.pictures)), infos.get(JPEG, ()), strict=False):
+            self.pictures[i] = jpeg or self.pictures[i]
 
     def close(self) -> None:
         self.vector.close()
@@ -277,17 +310,19 @@ class AsyncEnvs:
 
 def step_together(
     vector: Any, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
-) -> list[int]:
-    """One step of a vector environment, written into the caller's arrays; the environments that ended."""
-    observed, rewards[:], terminated[:], truncated[:], _ = vector.step(actions)
+) -> tuple[list[int], Mapping[str, Any]]:
+    """One step of a vector environment, written into the caller's arrays; the environments that ended, and
+    the step's info."""
+    observed, rewards[:], terminated[:], truncated[:], infos = vector.step(actions)
     put(obs, ..., observed)
-    return np.flatnonzero(terminated | truncated).tolist()
+    return np.flatnonzero(terminated | truncated).tolist(), infos
 
 
 class AutoresetEnvs:
     """An environment's own vectorised version, which resets by itself in the step after an end."""
 
     autoreset = True
+    pictures: Sequence[bytes] = ()
 
     def __init__(self, recipe: EnvRecipe, vector: Any) -> None:
         self.vector = vector
@@ -302,7 +337,7 @@ class AutoresetEnvs:
     def step(
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
-        return step_together(self.vector, actions, obs, rewards, terminated, truncated)
+        return step_together(self.vector, actions, obs, rewards, terminated, truncated)[0]
 
     def close(self) -> None:
         self.vector.close()
@@ -353,7 +388,7 @@ class PoolEnvs(AutoresetEnvs):
         self, actions: Array, obs: Tree, rewards: Array, terminated: Array, truncated: Array
     ) -> list[int]:
         cast = actions.astype(self.action_space.dtype, copy=False)
-        return step_together(self.vector, cast, obs, rewards, terminated, truncated)
+        return step_together(self.vector, cast, obs, rewards, terminated, truncated)[0]
 
     def close(self) -> None:
         if self.vector is not None:

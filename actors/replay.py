@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import tree
 
-from actors.environments import columns, concatenated, make_env, put, rows, to_env
+from actors.environments import EXACT, columns, concatenated, make_env, put, rows, to_env
 from tutelage.types import Array, EnvRecipe, Episodes, Rollout, Tree
 
 TEST_EPISODES = 8
@@ -56,7 +56,7 @@ def _play(env: gym.Env, seed: int, actions: Array) -> Recorded:
 def is_reproducible(recipe: EnvRecipe) -> bool:
     """Whether episodes can be replayed: those of a reused environment are played again, each in a fresh one,
     and compared bit for bit. Vectorised backends do not seed their episodes, hence are not."""
-    if recipe.backend not in ("sync", "async"):
+    if recipe.backend not in EXACT:
         return False
     reused = make_env(recipe)
     reused.action_space.seed(0)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from actors.clips import Filmer, headless, picture
+from actors.clips import Filmer, headless
 from actors.environments import make_env
 from actors.replay import replay
 from benchmarks.common import Row, row, run
@@ -139,7 +139,7 @@ def _drawn(how: str) -> float:
 
 def draw(how: str) -> float:
     """CPU seconds of a picture here."""
-    from actors.clips import make_lean
+    from actors.pictures import make_lean, picture
 
     size = {} if how == "lean" else {"width": SIZE, "height": SIZE}
     env = make_env(EnvRecipe(ENVS[0], size), render_mode="rgb_array")

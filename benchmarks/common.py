@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
+
+from services.overrides import Config, load_config, to_yaml
+from services.run_directory import SEEDS
+from tutelage.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,33 @@ def interleaved(*sides: Callable[[], object], repeats: int = 5) -> tuple[float, 
 
 
 def trained(folder: Path, command: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """The summaries of `tutelage train COMMAND seeds=N` in this folder; what is there already counts."""
-    if not (folder / "summary.json").is_file():
+    """The summaries of `tutelage train COMMAND seeds=N` in this folder; what is there already counts, if it
+    was trained by the same settings. Raises ConfigError for others."""
+    if (folder / "summary.json").is_file():
+        check_the_same(folder, load_config(command[0], [*command[1:], f"seeds={seeds}"]))
+    else:
         cli = [sys.executable, "-m", "services.cli", "train", *command, f"seeds={seeds}"]
         subprocess.run([*cli, "--run", str(folder), "--json"], check=True, stdout=subprocess.DEVNULL)
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/summary.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/summary.json"))]
+    if len(found) != seeds:
+        raise ConfigError(f"{folder} has {len(found)} of {seeds} seeds; `tutelage resume {folder}` goes on")
+    return found
+
+
+def check_the_same(folder: Path, asked: Config) -> None:
+    """Raise ConfigError where the runs in a folder are of other settings, or other seeds, than these."""
+    if not (folder / SEEDS).is_file():
+        raise ConfigError(f"{folder} has no {SEEDS} that says what was trained there; choose another --runs")
+    there = yaml.safe_load((folder / SEEDS).read_text(encoding="utf-8"))
+    wanted = yaml.safe_load(to_yaml(asked))
+    keys = [(section, key) for one in (there, wanted) for section in one for key in one[section]]
+    for section, key in keys:
+        had, want = (one.get(section, {}).get(key) for one in (there, wanted))
+        if had != want:
+            raise ConfigError(
+                f"{folder} was trained with {section}.{key}={had!r}, and {want!r} is asked for; remove it or "
+                "choose another --runs"
+            )
 
 
 Bench = Callable[[], Iterable[Row]]

@@ -11,7 +11,7 @@ of the best on the way.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,9 @@ from typing import Annotated
 import matplotlib.pyplot as plt
 import numpy as np
 import typer
+from scipy.stats import trim_mean
 
-from benchmarks.common import trained
+from benchmarks.common import Row, row, trained
 from expert_oracle.synthetic import NAMES
 from learner.methods.ppo import PPO
 from learner.pairs import WAYS
@@ -30,6 +31,8 @@ from services.report import iqm_ci95
 
 Answers = Mapping[str, list[str]]
 ON_TRUE_REWARD = "ppo on the true reward"
+REACH = {"700 labels": 0.95, "350 labels": 0.85}  # of the return on the true reward
+RESAMPLES = 2000
 
 
 def labels(preset: str) -> Answers:
@@ -49,6 +52,7 @@ def of(command: list[str], key: str, values: Mapping[str, str] | tuple[str, ...]
 
 CARTPOLE = "preference-cartpole"
 FEW = ["preference-pendulum", "method.comparisons=200"]  # of 350 every way makes as much; of 100, few any
+CHOSEN = [*FEW, "method.first_share=0.25"]  # a reward model chooses among pairs once there is one
 PER_UNIT = "feedback.arguments.rationality=0.0625"  # B-Pref's 1 is for rewards that span 1, here it is 16
 BY_REGRET = ["feedback.labeler=synthetic:oracle", "feedback.arguments.expert=checkpoint:cartpole"]
 QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
@@ -71,8 +75,8 @@ QUESTIONS: Mapping[str, Mapping[str, Answers]] = {
     },
     "pairs": {
         "Pendulum": {
-            **of(FEW, "method.pairs", tuple(WAYS)),
-            "uniform, across time": [*FEW, "method.across_time=true"],
+            **of(CHOSEN, "method.pairs", tuple(WAYS)),
+            "uniform, across time": [*CHOSEN, "method.across_time=true"],
         }
     },
     "often": {
@@ -158,6 +162,44 @@ def measure(question: str, env: str, seeds: int, runs: Path) -> list[Line]:
     return lines
 
 
+@dataclass(frozen=True)
+class Ratio(Row):
+    """Returns on the learnt reward over those on the true one; with the bootstrap interval of the ratio."""
+
+    ratio_ci95: tuple[float, float]
+
+
+def ratios(lines: list[Line]) -> list[Ratio]:
+    """A row for each number of labels. Negative returns are costs: their ratio is inverted."""
+    true = next((line for line in lines if line.answer == ON_TRUE_REWARD), None)
+    rows = []
+    for line in lines:
+        if true is None or line.answer not in REACH or line.return_iqm * true.return_iqm <= 0:
+            continue
+        costs, reach = true.return_iqm < 0, REACH[line.answer]
+        one = row(
+            "preferences",
+            f"{line.env}, {line.answer}",
+            ours=line.return_iqm,
+            against=ON_TRUE_REWARD,
+            reference=true.return_iqm,
+            unit="return",
+            reach=reach,
+            smaller_is_better=costs,
+        )
+        sides = (true.returns, line.returns) if costs else (line.returns, true.returns)
+        rows.append(Ratio(**asdict(one), ratio_ci95=ratio_ci95(*sides)))
+    return rows
+
+
+def ratio_ci95(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the ratio of two interquartile means, of independent seeds."""
+    rng = np.random.default_rng(0)
+    a, b = (trim_mean(rng.choice(side, (RESAMPLES, len(side))), 0.25, axis=1) for side in (ours, theirs))
+    low, high = np.percentile(a / b, [2.5, 97.5])
+    return round(float(low), 3), round(float(high), 3)
+
+
 def rewarded(preset: str, runs: Path) -> Path:
     """The preset's configuration for PPO on the environment's reward, as a file."""
     sections = load_config(preset)
@@ -199,6 +241,12 @@ def markdown(lines: list[Line]) -> str:
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
+def sentence(x: Ratio) -> str:
+    low, high = x.ratio_ci95
+    mark = "reached" if x.reached else "not reached"
+    return f"{x.case}: {x.ratio:.2f} [{low:.2f}, {high:.2f}] of {x.against}, to reach {x.reach:g}: {mark}"
+
+
 def main(
     question: Annotated[
         list[str] | None,
@@ -220,9 +268,9 @@ def main(
             lines = measure(one, name, seeds, runs)
             draw(lines, runs / f"{one}-{name}.png")
             if as_json:
-                print("\n".join(json.dumps(asdict(line)) for line in lines), flush=True)
+                print("\n".join(json.dumps(asdict(x)) for x in [*lines, *ratios(lines)]), flush=True)
             else:
-                print(f"{one}\n\n{markdown(lines)}\n", flush=True)
+                print("\n".join([f"{one}\n", markdown(lines), "", *map(sentence, ratios(lines))]), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ RULES: Mapping[str, list[str]] = {
     "safe_dagger": ["method.name=safe_dagger"],
     "ensemble_dagger": ["method.name=ensemble_dagger"],
     "thrifty_dagger": ["method.name=thrifty_dagger"],
+    "thrifty_dagger, α = 0.1": ["method.name=thrifty_dagger", "method.budget=0.1"],
     "hg_dagger": ["method.name=hg_dagger", "expert.arguments.tolerance=0.1", "expert.arguments.patience=5"],
 }
 
@@ -76,7 +77,7 @@ def measure(name: str, rule: str, seeds: int, runs: Path) -> Line:
     folder = runs / f"{name}-{'-'.join(''.join(c if c.isalnum() else ' ' for c in rule).split())}"
     expert = f"watching:{task.expert}" if rule == "hg_dagger" else task.expert
     settings = ["stop.expert_labels=null", f"stop.env_steps={task.env_steps}", f"expert.oracle={expert}"]
-    if rule == "thrifty_dagger":
+    if rule.startswith("thrifty_dagger"):
         settings.append(f"method.failure={task.failure}")
     return line(name, rule, trained(folder, [task.preset, *RULES[rule], *task.overrides, *settings], seeds))
 

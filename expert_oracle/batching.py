@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +22,18 @@ from tutelage.protocols import Oracle
 from tutelage.types import Tree, check_leading
 
 QUICK_S = 0.001
-"""A forward that takes less runs on the event loop."""
+"""A forward that takes less may run on the event loop."""
+SLOW_S = 0.1
+"""An expert that once held up the event loop for so long does not run there again."""
+QUICK_RUN = 32
+"""Quick answers before the first one on the event loop; one that is not costs half of them."""
 MAX_WAITING_BYTES = 4 * codec.MAX_BYTES
 MOST_ROWS = 65_536
 """One question may have so many rows even where fewer may wait."""
 IN_A_ROW = 8
-"""Calls for parts of a batch that fail one after the other: then it is not a question that is at fault."""
+"""Questions of a batch that fail alone one after the other: then it may be the expert that is at fault."""
+MOST_FAILURES = 64
+"""Calls that may fail for one batch."""
 
 
 class Busy(Exception):
@@ -47,7 +53,9 @@ class Question:
     size: int  # bytes
     signature: tuple[Any, ...]  # structure, dtypes and shapes: only the same can share a forward
     answer: asyncio.Future[Tree]
+    batcher: Batcher  # where it waits
     expires_at: float  # seconds of the loop's clock
+    timer: asyncio.TimerHandle | None = None
     begun: bool = False
     left: bool = False  # begun, and nobody waits for it at the moment
 
@@ -56,11 +64,31 @@ class Question:
         if self.begun:
             self.left = True
         else:
+            self.batcher.remove(self)
             self.answer.cancel()
 
     def resume(self) -> None:
         """Somebody is back who waits for it."""
         self.left = False
+
+
+@dataclass(eq=False)
+class Quickness:
+    """Whether an expert may answer on the event loop, where nothing else happens meanwhile."""
+
+    never: bool
+    run: int = 0
+    rows: int = 0  # of the largest question that it was quick with
+
+    def covers(self, rows: int) -> bool:
+        return not self.never and self.run >= QUICK_RUN and rows <= self.rows
+
+    def note(self, seconds: float, rows: int, *, answered: bool) -> None:
+        """One slow answer may just have lost its core; a large question says nothing of smaller ones."""
+        if seconds < QUICK_S and answered and rows:
+            self.run, self.rows = min(self.run + 1, 2 * QUICK_RUN), max(self.rows, rows)
+        elif seconds >= QUICK_S and rows <= self.rows:
+            self.run, self.rows = max(0, self.run - QUICK_RUN // 2), max(0, rows - 1)
 
 
 class Batcher:
@@ -69,7 +97,7 @@ class Batcher:
 
     While one forward runs, questions gather for the next; `max_delay_s` makes even the first one wait
     for company, which pays where the expert is slow and its callers are many. More than `max_waiting` rows
-    do not wait: a question on top of them is refused.
+    do not wait: a question on top of them is refused. Without `at_once` nothing runs on the event loop.
     """
 
     def __init__(
@@ -79,6 +107,7 @@ class Batcher:
         max_batch: int,
         max_delay_s: float = 0.0,
         max_waiting: int = 65_536,
+        at_once: bool = True,
         figures: Figures | None = None,
     ) -> None:
         self._oracle = oracle
@@ -87,28 +116,29 @@ class Batcher:
         self._max_waiting = max_waiting
         self.most_rows = max(max_waiting, MOST_ROWS)
         self.figures = figures or Figures()
-        self._waiting: deque[Question] = deque()
+        self._waiting: OrderedDict[Question, None] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "expert")
         self._full = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        self._took = (math.inf, 1), (math.inf, 1)  # seconds and rows of the last two forwards
+        self._calling = False  # the expert is at work in the thread
+        self._quickness = Quickness(never=not at_once or max_delay_s > 0)
 
     def at_once(self, obs: Tree, N: int) -> Tree | None:
         """The expert's actions [N, ...] if it is free and quick enough to give them now."""
-        if self._max_delay_s > 0 or self._running or self._is_slow(N):
+        if self._running or not self._quickness.covers(N):
             return None
-        start = time.perf_counter()
+        start, answered = time.perf_counter(), False
         try:
-            return _act(self._oracle, obs)
+            actions = _act(self._oracle, obs)
+            answered = True
+            return actions
         finally:
-            self._note(time.perf_counter() - start, N)
+            seconds = time.perf_counter() - start
+            self._note(seconds, N, answered=answered)
+            self._quickness.never = seconds > SLOW_S
 
-    def _is_slow(self, N: int) -> bool:
-        """By the last two forwards: one alone may just have lost its core."""
-        return not any(seconds * max(1.0, N / rows) < QUICK_S for seconds, rows in self._took)
-
-    def _note(self, seconds: float, rows: int) -> None:
-        self._took = (seconds, max(rows, 1)), self._took[0]
+    def _note(self, seconds: float, rows: int, *, answered: bool) -> None:
+        self._quickness.note(seconds, rows, answered=answered)
         self.figures.forward_s.observe(seconds)
         self.figures.batch_rows.observe(rows)
 
@@ -122,9 +152,11 @@ class Batcher:
         size = sum(leaf.nbytes for leaf in tree.flatten(obs))
         self._check_room(N, size)
         expires_at = loop.time() + timeout_s if timeout_s > 0 else math.inf
-        question = Question(obs, N, size, signature, loop.create_future(), expires_at)
+        question = Question(obs, N, size, signature, loop.create_future(), self, expires_at)
+        if expires_at < math.inf:
+            question.timer = loop.call_at(expires_at, self._expire, question)
         self._count(question, 1)
-        self._waiting.append(question)
+        self._waiting[question] = None
         if self.figures.waiting_rows >= self._max_batch:
             self._full.set()
         if not self._running:
@@ -141,10 +173,25 @@ class Batcher:
         self.figures.waiting_rows += sign * question.N
         self.figures.waiting_bytes += sign * question.size
 
+    def remove(self, question: Question) -> None:
+        """It waits no more, if it did."""
+        if question in self._waiting:
+            del self._waiting[question]
+            self._count(question, -1)
+            if question.timer is not None:
+                question.timer.cancel()
+
+    def _expire(self, question: Question) -> None:
+        self.remove(question)
+        if not question.answer.done():
+            question.answer.set_exception(Late("not begun within the time that the request allows"))
+
     def _timed(self, questions: Sequence[Question], rows: int) -> dict[int, Tree | Exception]:
-        start = time.perf_counter()
+        start, self._calling = time.perf_counter(), True
         answers = _forward(self._oracle, questions)
-        self._note(time.perf_counter() - start, rows)
+        self._calling = False
+        answered = not any(isinstance(answer, Exception) for answer in answers.values())
+        self._note(time.perf_counter() - start, rows, answered=answered)
         return answers
 
     async def _run(self) -> None:
@@ -175,33 +222,31 @@ class Batcher:
                 await asyncio.wait_for(self._full.wait(), self._max_delay_s)
 
     def _take(self, now: float) -> list[Question]:
-        """The oldest question that somebody waits for, and those behind it that fit into the same batch."""
+        """The oldest question, and those behind it that fit into the same batch."""
         questions: list[Question] = []
         rows = 0
         while self._waiting:
-            question = self._waiting[0]
-            wanted = self._wanted(question, now)
-            if wanted and questions and not self._fits(question, questions[0], rows):
+            question = next(iter(self._waiting))
+            if question.expires_at < now:
+                self._expire(question)
+                continue
+            if questions and not self._fits(question, questions[0], rows):
                 break
-            self._count(self._waiting.popleft(), -1)
-            if wanted:
-                question.begun = True
-                questions.append(question)
-                rows += question.N
+            self.remove(question)
+            question.begun = True
+            questions.append(question)
+            rows += question.N
         return questions
-
-    def _wanted(self, question: Question, now: float) -> bool:
-        if question.expires_at < now and not question.answer.done():
-            question.answer.set_exception(Late("not begun within the time that the request allows"))
-        return not question.answer.done()
 
     def _fits(self, question: Question, first: Question, rows: int) -> bool:
         return question.signature == first.signature and rows + question.N <= self._max_batch
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Whether the expert is left in mid-call, which nothing can break off."""
         if self._running:
             self._running.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        return self._calling
 
 
 def signature_of(obs: Tree) -> tuple[int, tuple[Any, ...]]:
@@ -219,29 +264,39 @@ def signature_of(obs: Tree) -> tuple[int, tuple[Any, ...]]:
 def _forward(oracle: Oracle, questions: Sequence[Question]) -> dict[int, Tree | Exception]:
     """By place an answer or an error for each question, with one call for all that somebody waits for.
 
-    Where one fails, either half of it has one: a guilty question among n costs 2 log2(n) + 1 calls. Who comes
-    back for a question that was left is to ask again.
-    An outage is no question's fault, nor are `IN_A_ROW` failures: then the rest has the error it had last.
+    Where one fails, either half of it has one: a guilty question among n costs 2 log2(n) + 1 calls. An outage
+    is no question's fault: all that are left have its error. After `IN_A_ROW` or `MOST_FAILURES` what was not
+    tried alone is to be asked again, and so is a question that was left and that somebody is back for.
     """
     answers: dict[int, Tree | Exception] = {}
-    groups: deque[Sequence[int]] = deque([range(len(questions))])
-    failures = 0
-    while groups and failures < IN_A_ROW:
-        both = groups.popleft()
+    groups: list[Sequence[int]] = [range(len(questions))]  # the next one to try is the last
+    failures = in_a_row = 0
+    while groups:
+        both = groups.pop()
         group = [place for place in both if not questions[place].left]
         answers.update((place, Busy("begun, and left")) for place in both if questions[place].left)
         if not group:
             continue
         try:
-            parts: Sequence[Tree | Exception] = _joined(oracle, [questions[place].obs for place in group])
-            failures = 0
+            actions = _joined(oracle, [questions[place].obs for place in group])
+            answers.update(zip(group, actions, strict=True))
+            in_a_row = 0
         except Exception as error:
-            parts = [error] * len(group)
-            failures = IN_A_ROW if _is_outage(error) else failures + 1
-            half = len(group) // 2
-            groups.extend([group[:half], group[half:]] if half else [])
-        answers.update(zip(group, parts, strict=True))
+            half, failures = len(group) // 2, failures + 1
+            groups += [group[half:], group[:half]] if half else []
+            if _is_outage(error):
+                return answers | dict.fromkeys(_all([group, *groups]), error)
+            if not half:
+                answers[group[0]] = error
+                in_a_row += 1
+            if in_a_row == IN_A_ROW or failures == MOST_FAILURES:
+                untried = Busy(f"the expert failed for others: {error}")
+                return answers | dict.fromkeys(_all(groups), untried)
     return answers
+
+
+def _all(groups: Iterable[Sequence[int]]) -> list[int]:
+    return [place for group in groups for place in group]
 
 
 def _joined(oracle: Oracle, batch: Sequence[Tree]) -> list[Tree]:

@@ -30,7 +30,7 @@ class Asked:
     id: int
     question: Question
     reply: pb.ActReply | None = None
-    owner: object = None  # the stream that asked it last
+    owner: object = None  # the stream or call that asked it last
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class Desk:
     _fitting: set[Any] = field(default_factory=set)  # signatures of observations of that space
 
     def take(
-        self, request: pb.ActRequest, keep: Callable[[Asked], object] | None = None, timeout_s: float = 0.0
+        self, request: pb.ActRequest, keep: Callable[[Asked], object] | None = None
     ) -> pb.ActReply | Asked:
         """The reply, or what it will come from; then `keep` is called once it has come, or never will."""
         start = time.perf_counter()
@@ -51,7 +51,7 @@ class Desk:
             obs, N = self._observations(request)
             actions = self.batcher.at_once(obs, N)
             if actions is None:
-                question = self.batcher.ask(obs, timeout_s or request.timeout_s)
+                question = self.batcher.ask(obs, request.timeout_s)
                 return self._waiting(Asked(request.id, question), start, keep)
             return self._answered(request.id, actions, start)
         except Exception as error:

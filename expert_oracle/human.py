@@ -63,6 +63,8 @@ class HumanOracle:
         OracleError with their number
     """
 
+    asks_people = True
+
     def __init__(
         self,
         client: LabelerClient | str,

@@ -318,7 +318,8 @@ class Board:
             what = f"no expert answers at {self._all}: tried for {self._patience_s():g} s"
         else:
             what = f"the expert at {self._all} went away and is not back after {self._patience_s():g} s"
-        return f"{what} ({self.reason}); is the service running?"
+        unknown = any(words in self.reason for words in ("Domain name not found", "DNS resolution failed"))
+        return f"{what} ({self.reason}); {'is the name right?' if unknown else 'is the service running?'}"
 
 
 def _fail(ask: Ask, error: OracleError) -> None:

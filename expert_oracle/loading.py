@@ -105,9 +105,9 @@ def arguments_by_name() -> Iterator[None]:
 
 def _line_of_theirs(error: Exception) -> str:
     """Where it was raised: the last line that is neither ours nor a library's; empty where there is none."""
-    ours = str(Path(__file__).parent)
+    ours = tuple(str(Path(__file__).parents[1] / package) for package in ("expert_oracle", "tutelage"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not (frame.filename.startswith((ours, "<")) or "site-packages" in frame.filename):
+        if not (frame.filename.startswith((*ours, "<")) or "site-packages" in frame.filename):
             return f" ({Path(frame.filename).name}, line {frame.lineno})"
     return ""
 
@@ -239,6 +239,8 @@ def check_word(word: str) -> None:
         return
     if scheme not in KINDS and (address := re.fullmatch(r"(?:\w+:/*)?([^:/\s]+:\d+)", word)):
         raise ConfigError(f"{word!r} is no expert; did you mean '{GRPC}{address[1]}'?")
+    if not separator and word.endswith(".py") and Path(word).expanduser().is_file():
+        raise ConfigError(f"expert {word!r}: which function or class of that file? Say {word}:NAME")
     if not separator:
         raise ConfigError(f"{word!r} is no expert{_nearest(word)}")
     if scheme in FILES and not Path(rest).expanduser().is_file():

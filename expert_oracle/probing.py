@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +24,9 @@ from tutelage.types import Tree
 
 T = TypeVar("T")
 
+SERVICE_CONFIG = Path(pb.__file__).with_name("service_config.json").read_text()
+"""What gRPC itself tries again, for clients in any language."""
+OPTIONS = [*CLIENT_OPTIONS, ("grpc.service_config", SERVICE_CONFIG)]
 PINGS = 20
 TIMEOUT_S = 10.0
 IN_FLIGHT = 16
@@ -66,7 +70,7 @@ def ping(oracle: RemoteOracle) -> dict[str, Any]:
 
 
 async def _ping(address: str, access: ClientAccess) -> tuple[str, bool, list[float]]:
-    async with access.channel(address, CLIENT_OPTIONS) as channel:
+    async with access.channel(address, OPTIONS) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         stub: Any = oracle_pb2_grpc.ExpertOracleStub(channel)
         names = access.metadata()
@@ -120,7 +124,7 @@ def unary_seconds(oracle: RemoteOracle, obs: Tree, seconds: float) -> list[float
 
 async def _unary(address: str, access: ClientAccess, obs: Tree, seconds: float) -> list[float]:
     names, taken = access.metadata(), []
-    async with access.channel(address, CLIENT_OPTIONS) as channel:
+    async with access.channel(address, OPTIONS) as channel:
         stub: Any = oracle_pb2_grpc.ExpertOracleStub(channel)
         end = time.perf_counter() + seconds
         while (start := time.perf_counter()) < end:

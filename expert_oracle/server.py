@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import os
 import signal
 import socket
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,17 +27,29 @@ from grpc_reflection.v1alpha import reflection
 import tutelage
 from expert_oracle.access import ServerAccess
 from expert_oracle.batching import Batcher
-from expert_oracle.conversation import GARBAGE, MAX_PACKED, Conversation, Memories
+from expert_oracle.conversation import (
+    GARBAGE,
+    MAX_PACKED,
+    SPARED_BYTES,
+    UNREAD,
+    Conversation,
+    Memories,
+    Memory,
+    Unread,
+    ask,
+)
 from expert_oracle.desk import Asked, Desk
 from expert_oracle.fitting import QuicklyChecked
 from expert_oracle.loading import checked, described
 from expert_oracle.metrics import Figures, event, expose
-from tutelage import codec
+from tutelage import codec, wire
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.protocols import Oracle
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExpertOracle"].full_name
+SERVED = ("", SERVICE)
+"""What the health service knows of; empty: all that is here."""
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", codec.MAX_BYTES + 2**20),
     ("grpc.max_receive_message_length", codec.MAX_BYTES + 2**20),
@@ -66,6 +81,7 @@ class ExpertOracleService:
         self._asks_for_token = asks_for_token
         self.figures = desk.figures
         self._memories = Memories()
+        self._unread = Unread()
         self._conversations: set[Conversation] = set()
         self._draining = False
 
@@ -75,22 +91,34 @@ class ExpertOracleService:
             context.set_trailing_metadata(((codec.NEEDLESS, "token"),))
         return self._description
 
-    async def Act(self, request: pb.ActRequest | None, context: Any) -> pb.ActReply:
+    async def Act(self, request: pb.ActRequest | str, context: Any) -> pb.ActReply:
         self.figures.requests["Act"] += 1
-        if request is None:
-            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, GARBAGE)
-        reply = self._desk.take(request, timeout_s=context.time_remaining() or 0.0)
-        if not isinstance(reply, pb.ActReply):
-            reply = await _awaited(reply)
+        if isinstance(request, str):
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, request)
+        with self._memory_of(context) as memory:
+            reply = ask(self._desk, request, memory)
+            if not isinstance(reply, pb.ActReply):
+                reply = await _awaited(reply)
+        reply = self._held(reply, context)
         if reply.busy:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy: {reply.busy}")
         return reply
 
+    def _held(self, reply: pb.ActReply, context: Any) -> pb.ActReply:
+        """The reply of a call, counted until it is sent where it is large."""
+        size, unread = reply.ByteSize(), self._unread
+        if not unread.has_room(size, 0):
+            self.figures.refusals["busy"] += 1
+            return pb.ActReply(id=reply.id, busy=UNREAD)
+        if size > SPARED_BYTES:
+            unread.grow(size)
+            context.add_done_callback(lambda _: unread.grow(-size))
+        return reply
+
     async def ActStream(self, request_iterator: Any, context: Any) -> None:
         """Answers are written as they come; the stream ends when all that was asked is answered."""
-        client = dict(context.invocation_metadata()).get(codec.CLIENT)
-        with self._memories.of(client) if client else contextlib.nullcontext() as memory:
-            conversation = Conversation(context, self._desk, memory)
+        with self._memory_of(context) as memory:
+            conversation = Conversation(context, self._desk, memory, self._unread)
             self._conversations.add(conversation)
             if self._draining:  # the stream was on its way when the service was told to end
                 conversation.drain()
@@ -101,6 +129,11 @@ class ExpertOracleService:
                 self.figures.streams -= 1
                 self._conversations.discard(conversation)
 
+    def _memory_of(self, context: Any) -> contextlib.AbstractContextManager[Memory | None]:
+        """That of the client; None where it has no name."""
+        client = dict(context.invocation_metadata()).get(codec.CLIENT)
+        return self._memories.of(client) if client else contextlib.nullcontext()
+
     def drain(self) -> None:
         """Read no more questions; streams end once theirs are answered."""
         self._draining = True
@@ -108,13 +141,39 @@ class ExpertOracleService:
             conversation.drain()
 
 
+class Health(health_pb2_grpc.HealthServicer):
+    """gRPC's health service. Who watches is told of the end, and does not hold it up."""
+
+    def __init__(self) -> None:
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        self._ending.set()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
+        if request.service not in SERVED:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r}")
+        return self._status(request.service)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        await context.write(self._status(request.service))
+        await self._ending.wait()
+        await context.write(self._status(request.service))
+
+    def _status(self, served: str) -> health_pb2.HealthCheckResponse:
+        word = "NOT_SERVING" if self._ending.is_set() else "SERVING"
+        return health_pb2.HealthCheckResponse(status=word if served in SERVED else "SERVICE_UNKNOWN")
+
+
 async def _awaited(asked: Asked) -> pb.ActReply:
+    asked.owner = own = object()
+    asked.question.resume()
     try:
         await asyncio.wait([asked.question.answer])
     finally:
-        asked.question.withdraw()  # where nobody waits any more
-    assert asked.reply is not None
-    return asked.reply
+        if asked.owner is own:
+            asked.question.withdraw()  # where nobody waits any more
+    return asked.reply or pb.ActReply(id=asked.id, busy="another call under the same id was given up")
 
 
 @dataclass(frozen=True)
@@ -124,21 +183,31 @@ class RunningServer:
     server: grpc.aio.Server
     service: ExpertOracleService
     batcher: Batcher
-    health: Any  # grpc_health's servicer
+    health: Health
     address: str  # host:port
     metrics: Any  # the HTTP server that Prometheus asks, or None
 
-    async def stop(self, grace_s: float) -> None:
-        """Say NOT_SERVING, answer what was asked, for at most `grace_s`, and leave."""
+    async def stop(self, grace_s: float) -> bool:
+        """Say NOT_SERVING and answer what was asked, for at most `grace_s`. Whether the expert is left."""
         event("draining", waiting_rows=self.batcher.figures.waiting_rows)
-        await self.health.enter_graceful_shutdown()
+        self.health.end()
         self.service.drain()
         await self.server.stop(grace_s)
-        self.batcher.close()
+        is_left = self.batcher.close()
         if self.metrics is not None:
             self.metrics.shutdown()
             self.metrics.server_close()
+        if is_left:
+            event("left the expert in mid-call", logging.WARNING, grace_s=grace_s)
         event("stopped")
+        return is_left
+
+
+def leave() -> NoReturn:
+    """End the process, whose last thread would otherwise be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def start(
@@ -158,28 +227,31 @@ async def start(
 
     With `share_port` several processes may listen on the same port; each connection goes to one of them.
     """
+    at_once, figures = not asks_people(oracle), Figures()
     oracle, description = _described(oracle, name, env_id)
-    figures = Figures()
     batcher = Batcher(
-        oracle, max_batch=max_batch, max_delay_s=max_delay_s, max_waiting=max_waiting, figures=figures
+        oracle,
+        max_batch=max_batch,
+        max_delay_s=max_delay_s,
+        max_waiting=max_waiting,
+        at_once=at_once,
+        figures=figures,
     )
     space = description.observation_space if description.HasField("observation_space") else None
     desk = Desk(batcher, space, figures)
     service = ExpertOracleService(description, desk, asks_for_token=bool(access.token_file))
-    health_service: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+    health_service = Health()
     server = _server(service, health_service, access, share_port)
     port = listen(server, address, access)
     metrics = expose(figures, metrics_address) if metrics_address else None
     await server.start()
-    for served in ("", SERVICE):
-        await health_service.set(served, health_pb2.HealthCheckResponse.SERVING)
     bound = f"{address.rpartition(':')[0]}:{port}"
     event("serving", address=bound, expert=name, env=env_id, tls=bool(access.tls_cert))
     return RunningServer(server, service, batcher, health_service, bound, metrics)
 
 
 def _server(
-    service: ExpertOracleService, health_service: Any, access: ServerAccess, share_port: bool
+    service: ExpertOracleService, health_service: Health, access: ServerAccess, share_port: bool
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=access.interceptors(service.figures),
@@ -195,18 +267,26 @@ def _server(
 def _handler(service: ExpertOracleService) -> grpc.GenericRpcHandler:
     """As the generated code has it, but for requests that cannot be parsed: they are no error of ours."""
     unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-    describe = unary(service.Describe, pb.DescribeRequest.FromString, pb.DescribeReply.SerializeToString)
+    describe = unary(service.Describe, _unread, pb.DescribeReply.SerializeToString)
     act = unary(service.Act, _parsed, pb.ActReply.SerializeToString)
     act_stream = stream(service.ActStream, _parsed, pb.ActReply.SerializeToString)
     methods = {"Describe": describe, "Act": act, "ActStream": act_stream}
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
-def _parsed(data: bytes) -> pb.ActRequest | None:
+def _parsed(data: bytes) -> pb.ActRequest | str:
+    """The request, or why it is none."""
+    if (why := wire.fault(data, pb.ActRequest.DESCRIPTOR)) is not None:
+        return f"{GARBAGE}: {why}"
     try:
         return pb.ActRequest.FromString(data)
     except DecodeError:
-        return None
+        return GARBAGE
+
+
+def _unread(_: bytes) -> pb.DescribeRequest:
+    """It has no fields; whatever else is sent is not looked at."""
+    return pb.DescribeRequest()
 
 
 def listen(server: grpc.aio.Server, address: str, access: ServerAccess, *, option: str = "--address") -> int:
@@ -235,6 +315,15 @@ def bindable(address: str, option: str = "--address") -> tuple[Any, ...]:
         why = REASONS.get(getattr(error, "errno", 0), "").format(option=option)
         raise OracleError(f"cannot listen on {address}: {why or error}") from None
     return found
+
+
+def asks_people(oracle: Any) -> bool:
+    """Whether people answer, be it as one of several: they are quick with what they were asked before."""
+    if getattr(oracle, "asks_people", False):
+        return True
+    members = getattr(oracle, "members", None)
+    inside = [getattr(oracle, "oracle", None), *(members if isinstance(members, list) else [])]
+    return any(asks_people(one) for one in inside if isinstance(one, Oracle))
 
 
 def _described(oracle: Oracle, name: str, env_id: str) -> tuple[Oracle, pb.DescribeReply]:
@@ -273,14 +362,15 @@ def serve(
 ) -> None:
     """Serve `oracle` until SIGTERM or SIGINT; `settings` are those of `start`."""
 
-    async def run() -> None:
+    async def run() -> bool:
         stop = asked_to_end()
         running = await start(oracle, address=address, name=name, **settings)
         print(f"expert {name} answers on grpc://{running.address}", flush=True)
         await stop.wait()
-        await running.stop(grace_s)
+        return await running.stop(grace_s)
 
-    asyncio.run(run())
+    if asyncio.run(run()):
+        leave()
 
 
 def asked_to_end(parent: int | None = None) -> asyncio.Event:

@@ -65,7 +65,7 @@ class Teacher:
         reward: str | Reward | None = None,  # to judge by, a function or its word; None: the environment's
         expert: str = "",  # an expert's word: judge by how near the actions are to what it would do
         name: str = "synthetic",
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> None:
         for what, value, most in (("discount", discount, 1.0), ("mistake", mistake, 1.0)):
             if not 0 <= value <= most:
@@ -126,9 +126,10 @@ class Teacher:
         self._note(sums)
         if self.skip and sums.max() - self._least < self.skip * self._worth:
             return None
-        if (self.equal and np.ptp(sums) < self.equal * self._worth) or np.ptp(sums) == 0:
+        values = np.array([self._valued(reward) for reward in rewards])
+        if (self.equal and np.ptp(sums) < self.equal * self._worth) or np.ptp(values) == 0:
             return np.full(len(sums), 1 / len(sums), np.float32)
-        chosen = self._choose(np.array([self._valued(reward) for reward in rewards]) + self._mood(len(sums)))
+        chosen = self._choose(values + self._mood(len(sums)))
         if self._rng.random() < self.mistake:
             others = np.delete(np.arange(len(sums)), chosen)
             chosen = int(self._rng.choice(others))
@@ -167,8 +168,8 @@ class Teacher:
 def regret(expert: str) -> Reward:
     """What people seem to judge by (Knox et al., 2022): not what was gained but what was done wrong.
 
-    Minus the squared distance of an action to the expert's, to the second order the regret of a smooth task;
-    for whole numbers minus 1 where they differ.
+    A proxy of it: minus the squared distance of an action to the expert's, as if every direction cost as much
+    in every state; for whole numbers minus 1 where they differ.
     """
     from expert_oracle.loading import OracleSpec  # which imports torch for some
 

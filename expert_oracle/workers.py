@@ -38,16 +38,19 @@ class Worker:
         """Tell the parent the address, or the error; leave on a signal, or when the parent is gone."""
         log_to_stderr(self.log_format)
         try:
-            asyncio.run(self._serve(parent))
+            is_left = asyncio.run(self._serve(parent))
         except TutelageError as error:
             parent.send(error)
+        else:
+            if is_left:
+                server.leave()
 
-    async def _serve(self, parent: Any) -> None:
+    async def _serve(self, parent: Any) -> bool:
         stop = server.asked_to_end(parent.fileno())
         running = await server.start(self.build(), share_port=True, **self.settings)
         parent.send(running.address)
         await stop.wait()
-        await running.stop(self.grace_s)
+        return await running.stop(self.grace_s)
 
 
 def serve(

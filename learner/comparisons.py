@@ -6,8 +6,9 @@
     model.fit(comparisons.compared())
 
 A column of the segments is a file of records, one after the other, and so are the actions of their episodes
-before them, as many as there are. A line of `index.jsonl` says that a question is whole, or what somebody
-answered: what a crash left behind the last line is overwritten. Rows are read as they are needed.
+before them and the pictures that were kept of them, as many as there are. A line of `index.jsonl` says that a
+question is whole, or what somebody answered: what a crash left behind the last line is overwritten. Rows are
+read as they are needed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import tree
 
 from learner.reward_model import Compared
 from tutelage.errors import DatasetError, TrainingError
-from tutelage.types import Answer, Array, EnvRecipe, Query, Segment
+from tutelage.types import Answer, Array, EnvRecipe, Query, Segment, Tree
 
-INDEX, PREFIXES = "index.jsonl", "prefixes.bin"
+INDEX = "index.jsonl"
+PREFIXES, PICTURES = "prefixes.bin", "pictures.bin"  # of segments, of any length
 
 
 class Comparisons:
@@ -38,8 +40,9 @@ class Comparisons:
         self._structure: Any = None
         self._rows: dict[str, int] = {}  # question -> its row, in order
         self._lines: list[int] = []  # where in the index is what makes a row a question again
-        self._prefixes_size = 0
+        self._sizes = {PREFIXES: 0, PICTURES: 0}
         self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
+        self._first: dict[tuple[str, str], int] = {}  # the same -> `heard` before it said which is better
         self.heard = 0  # answers that ever came, those that took the place of others too
         self._read()
 
@@ -92,7 +95,8 @@ class Comparisons:
         before = len(self._answers)
         if lines:
             self._write({}, lines)
-            self.heard += len(lines)
+            for line in lines:
+                self._hear((line["query"], line["annotator"]), line["weights"])
             for key in new:
                 self._answers.pop(key, None)  # so that the newest come last
             self._answers |= new
@@ -113,9 +117,11 @@ class Comparisons:
         answered = {query for query, _ in self._answers}
         return [self._query(id, row) for id, row in self._rows.items() if id not in answered]
 
-    def last(self, answers: int) -> Compared:
-        """The comparisons of the newest answers, at least one."""
-        return self._compared(list(self._decided())[-answers:])
+    def new_since(self, heard: int) -> Compared | None:
+        """The comparisons that came after so many answers, corrections of earlier ones left out; None: there
+        are none."""
+        new = [key for key in self._decided() if self._first[key] >= heard]
+        return self._compared(new) if new else None
 
     def compared(self) -> Compared:
         """All of them, read from the disk as they are indexed. Raises DatasetError where there are none."""
@@ -124,6 +130,11 @@ class Comparisons:
     def annotators(self) -> list[str]:
         """Who answered, an entry for each comparison of `compared()`."""
         return [annotator for _, annotator in self._decided()]
+
+    def segments(self) -> tuple[Tree, Array]:
+        """Observations and actions [Q, K, L, ...] of all questions, answered or not."""
+        arrays = self._arrays()
+        return self._obs(arrays), arrays["actions"]
 
     def rewards(self) -> Array:
         """The environment's own [Q, K, L] in the segments of all questions: to report, not to learn from."""
@@ -165,6 +176,7 @@ class Comparisons:
                 prefix=self._prefix(*one["prefix"]),
                 rewards=np.array(arrays["rewards"][row, k]) if one["rewards"] else None,
                 played=one["played"],
+                pictures=self._pictures(*one["pictures"]) if one.get("pictures") else None,
             )
             for k, one in enumerate(said["options"])
         ]
@@ -179,8 +191,16 @@ class Comparisons:
     def _prefix(self, at: int, steps: int) -> Array:
         """The actions [steps, ...] that lie there."""
         dtype, (_, _, *shape) = self._columns["actions"]
+        if not steps:
+            return np.zeros((0, *shape), dtype)  # the file may not be there
         flat = np.fromfile(self.path / PREFIXES, dtype, steps * int(np.prod(shape, dtype=int)), offset=at)
         return flat.reshape(steps, *shape)
+
+    def _pictures(self, at: int, sizes: Sequence[int]) -> tuple[bytes, ...]:
+        """Those of these sizes that lie there."""
+        with (self.path / PICTURES).open("rb") as file:
+            file.seek(at)
+            return tuple(file.read(size) for size in sizes)
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.bin"
@@ -198,13 +218,18 @@ class Comparisons:
                 raise DatasetError(f"{self.path}: query {query.id} is of {found}, the others {self._columns}")
         data = {name: b"".join(row[name].tobytes() for row in rows) for name in self._columns}
         dtype, _ = self._columns["actions"]
-        prefixes = [np.asarray(one.prefix, dtype).tobytes() for query in new for one in query.options]
-        starts = iter(np.cumsum([self._prefixes_size, *map(len, prefixes)]).tolist())
-        lines = [_asked(query, starts) for query in new]
+        segments = [one for query in new for one in query.options]
+        loose = {
+            PREFIXES: [np.asarray(one.prefix, dtype).tobytes() for one in segments],
+            PICTURES: [b"".join(one.pictures or ()) for one in segments],
+        }
+        starts = (np.cumsum([self._sizes[name], *map(len, parts)]).tolist() for name, parts in loose.items())
+        places = zip(*starts, strict=True)
+        lines = [_asked(query, places) for query in new]
         if not self._rows:
             columns = {name: [dtype.str, list(shape)] for name, (dtype, shape) in self._columns.items()}
             lines[0] |= {"columns": columns, "structure": self._structure}
-        self._lines += self._write(data, lines, b"".join(prefixes))
+        self._lines += self._write(data, lines, {name: b"".join(parts) for name, parts in loose.items()})
         for query in new:
             self._rows[query.id] = len(self._rows)
 
@@ -226,7 +251,10 @@ class Comparisons:
         }
 
     def _write(
-        self, columns: Mapping[str, bytes], lines: Sequence[Mapping[str, Any]], prefixes: bytes = b""
+        self,
+        columns: Mapping[str, bytes],
+        lines: Sequence[Mapping[str, Any]],
+        loose: Mapping[str, bytes] = {},
     ) -> list[int]:
         """Returns where each line is in the index."""
         said = [json.dumps(line).encode() + b"\n" for line in lines]
@@ -235,13 +263,15 @@ class Comparisons:
                 dtype, shape = self._columns[name]
                 size = dtype.itemsize * int(np.prod(shape))
                 self._put(self._file(name), data, len(self._rows) * size)
-            if prefixes:
-                self._put(self.path / PREFIXES, prefixes, self._prefixes_size)
+            for name, data in loose.items():
+                if data:
+                    self._put(self.path / name, data, self._sizes[name])
             self._put(self.path / INDEX, b"".join(said), self._index_size)
         except OSError as error:
             raise DatasetError(f"{self.path} cannot be written: {error.strerror or error}") from error
         *starts, self._index_size = np.cumsum([self._index_size, *map(len, said)]).tolist()
-        self._prefixes_size += len(prefixes)
+        for name, data in loose.items():
+            self._sizes[name] += len(data)
         return starts
 
     def _put(self, path: Path, data: bytes, at: int) -> None:
@@ -279,18 +309,27 @@ class Comparisons:
             self._rows[said["asked"]] = len(self._rows)
             self._lines.append(self._index_size)
             dtype, (_, _, *shape) = self._columns["actions"]
-            at, steps = said["options"][-1]["prefix"]
-            self._prefixes_size = at + steps * dtype.itemsize * int(np.prod(shape, dtype=int))
+            last = said["options"][-1]
+            at, steps = last["prefix"]
+            self._sizes[PREFIXES] = at + steps * dtype.itemsize * int(np.prod(shape, dtype=int))
+            if last.get("pictures"):
+                at, sizes = last["pictures"]
+                self._sizes[PICTURES] = at + sum(sizes)
         else:
             key = said["query"], said["annotator"]
             self._answers.pop(key, None)
             self._answers[key] = said["weights"]
-            self.heard += 1
+            self._hear(key, said["weights"])
+
+    def _hear(self, key: tuple[str, str], weights: list[float] | None) -> None:
+        if weights is not None:
+            self._first.setdefault(key, self.heard)
+        self.heard += 1
 
 
-def _asked(query: Query, prefixes: Iterator[int]) -> dict[str, Any]:
-    """What a line of the index says of a question, besides its columns; `prefixes`, where those of its
-    segments begin."""
+def _asked(query: Query, places: Iterator[tuple[int, int]]) -> dict[str, Any]:
+    """What a line of the index says of a question, besides its columns; `places`, where prefix and pictures
+    of its segments begin."""
     options = [
         {
             "recipe": {
@@ -300,11 +339,12 @@ def _asked(query: Query, prefixes: Iterator[int]) -> dict[str, Any]:
                 "versions": dict(one.recipe.versions),
             },
             "seed": int(one.seed),
-            "prefix": [next(prefixes), len(one.prefix)],
+            "prefix": [prefix, len(one.prefix)],
+            "pictures": [pictures, [len(picture) for picture in one.pictures]] if one.pictures else None,
             "played": one.played,
             "rewards": one.rewards is not None,
         }
-        for one in query.options
+        for one, (prefix, pictures) in zip(query.options, places, strict=False)
     ]
     return {
         "asked": query.id,

@@ -26,6 +26,7 @@ class Critics(nn.Module):
         self, observation_space: gym.Space, action_space: gym.Space, config: Mapping[str, Any]
     ) -> None:
         super().__init__()
+        self._made_of = observation_space, action_space, config
         self.encoder = Encoder(observation_space, config)
         sizes = [self.encoder.size + gym.spaces.flatdim(action_space), *config["fcnet_hiddens"], 1]
         self.net = EnsembleMLP(TWINS, sizes, config["fcnet_activation"], output_gain=1.0)
@@ -65,9 +66,9 @@ class Critics(nn.Module):
 
     @torch.no_grad()
     def begin_anew(self) -> None:
-        """Forget all values, as where the reward has changed beyond recognition."""
-        sizes = [self.net.weights[0].shape[1], *(W.shape[2] for W in self.net.weights)]
-        fresh = EnsembleMLP(TWINS, sizes, "relu", output_gain=1.0)
-        for net in (self.net, self.target_net):
-            for mine, new in zip(net.parameters(), fresh.parameters(), strict=True):
-                mine.copy_(new)
+        """Forget all values, as where the reward has changed beyond recognition; neither the weight of the
+        entropy nor the moments of the observations."""
+        fresh = Critics(*self._made_of)
+        for name, new in fresh.named_parameters():
+            if name != "log_alpha":
+                self.get_parameter(name).copy_(new)

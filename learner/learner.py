@@ -111,6 +111,7 @@ class MethodLearner(TorchLearner):
         if self._check_component("reward_scale", components, not_components):
             state["reward_scale"] = self.reward_scale.get_state()
             state["rewarded"] = self.rewarded
+            state["replayed"] = 0 if self.recent is None else self.recent.added
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -118,6 +119,8 @@ class MethodLearner(TorchLearner):
         if "reward_scale" in state:
             self.reward_scale.set_state(state["reward_scale"])
             self.rewarded = state["rewarded"]
+        if isinstance(self.method, Replaying) and self.recent is not None:
+            self.recent.go_on(state.get("replayed", 0))
 
     def compute_loss_for_module(self, *, batch: Columns, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """RLlib's name for the loss of one minibatch."""
@@ -147,6 +150,7 @@ class MethodLearner(TorchLearner):
             self.reward_model.load_state_dict(weights)
             if not self.rewarded:
                 self.method.reward_begins(self.policy)
+                self.get_optimizer(DEFAULT_MODULE_ID).state.clear()  # moments of another loss
                 self._make_modules_ddp_if_necessary()  # what it drew anew is the same for all
             self.rewarded = True
         if self.dataset is None:
@@ -369,7 +373,7 @@ class MethodLearner(TorchLearner):
 
     def ends_are_judged(self) -> bool:
         """Whether the reward model knows what comes after the end of a task."""
-        return self.reward_model is not None and bool(self.reward_model.ends_known)
+        return self.reward_model is not None and bool(self.reward_model.ends_known.any())
 
     # Descent
 

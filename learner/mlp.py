@@ -25,7 +25,7 @@ def mlp(sizes: Sequence[int], activation: str, *, output_gain: float) -> nn.Sequ
 
 
 class EnsembleMLP(nn.Module):
-    """M MLPs as one: features [N, in], or [M, N, in] of each its own, to outputs [M, N, out]."""
+    """M MLPs as one: features [N, in] or [1, N, in], [M, N, in] of each its own, to outputs [M, N, out]."""
 
     def __init__(self, members: int, sizes: Sequence[int], activation: str, *, output_gain: float) -> None:
         super().__init__()

@@ -11,13 +11,13 @@ from numpy.lib.format import open_memmap
 
 from tutelage.types import Array, Rollout, Tree
 
-ADDED = "added.npy"
-
 
 class Recent:
     """A ring of the last `capacity` transitions, in memory: a resumed run fills it anew. Or in files that are
-    mapped, which a resumed run goes on with; a kill tears at most the rows that were being written.
+    mapped, with which a resumed run goes on from what its checkpoint knows; of what was added after that,
+    only rows that took the place of older ones are left.
 
+    recent.go_on(added)                 # as `recent.added` was
     recent.add(rollout)
     batch = recent.sample(256, rng)     # obs, actions, next_obs, terminated, reward, by_expert [256, ...]
     """
@@ -25,10 +25,14 @@ class Recent:
     def __init__(self, capacity: int, folder: Path | None = None) -> None:
         self.capacity, self.folder = capacity, folder
         self._rows: Tree = {}
-        self._added = np.zeros(1, np.int64)  # ever
+        self.added = 0  # rows, ever
 
     def __len__(self) -> int:
-        return min(int(self._added[0]), self.capacity)
+        return min(self.added, self.capacity) if self._rows else 0
+
+    def go_on(self, added: int) -> None:
+        """Count on so many rows in the files, from the next ones on; none if they are not there."""
+        self.added = added
 
     def add(self, rollout: Rollout) -> None:
         """Take the valid steps of a rollout; where there is no room, in place of the oldest."""
@@ -37,10 +41,10 @@ class Recent:
         if not self._rows:
             self._open(new)
         kept = np.arange(max(0, rows - self.capacity), rows)
-        slots = (int(self._added[0]) + kept) % self.capacity
+        slots = (self.added + kept) % self.capacity
         for stored, x in zip(tree.flatten(self._rows), tree.flatten(new), strict=True):
             stored[slots] = x[kept]
-        self._added[0] += rows
+        self.added += rows
 
     def sample(self, rows: int, rng: np.random.Generator) -> dict[str, Tree]:
         """Rows drawn uniformly with replacement. Raises ValueError where there are none."""
@@ -52,32 +56,28 @@ class Recent:
         leaves = tree.flatten(like)
         shapes = [((self.capacity, *x.shape[1:]), x.dtype) for x in leaves]
         if self.folder is None:
-            arrays = [np.empty(*shape) for shape in shapes]
+            arrays, self.added = [np.empty(*shape) for shape in shapes], 0
         else:
             files = [self.folder / f"{i}.npy" for i in range(len(leaves))]
-            arrays = self._reopened(files, shapes)
+            arrays = reopened(files, shapes)
             if arrays is None:
+                self.added = 0
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.mkdir(parents=True)
                 arrays = [
                     open_memmap(file, "w+", dtype, shape)  # sparse: what is not written takes no room
                     for file, (shape, dtype) in zip(files, shapes, strict=True)
                 ]
-                self._added = open_memmap(self.folder / ADDED, "w+", np.int64, (1,))
         self._rows = tree.unflatten_as(like, arrays)
 
-    def _reopened(
-        self, files: list[Path], shapes: list[tuple[tuple[int, ...], np.dtype]]
-    ) -> list[Array] | None:
-        assert self.folder is not None
-        counter = self.folder / ADDED
-        if not all(file.is_file() for file in (*files, counter)):
-            return None
-        arrays = [open_memmap(file, "r+") for file in files]
-        if [(array.shape, array.dtype) for array in arrays] != shapes:
-            return None
-        self._added = open_memmap(counter, "r+")
-        return list[Array](arrays)
+
+def reopened(files: list[Path], shapes: list[tuple[tuple[int, ...], np.dtype]]) -> list[Array] | None:
+    """Mapped arrays of these shapes; None where they are missing or of others."""
+    if not all(file.is_file() for file in files):
+        return None
+    arrays = [open_memmap(file, "r+") for file in files]
+    fitting = [(array.shape, array.dtype) for array in arrays] == shapes
+    return list[Array](arrays) if fitting else None
 
 
 def transitions(rollout: Rollout) -> dict[str, Tree]:

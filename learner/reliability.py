@@ -3,24 +3,24 @@
 The one-coin model of Dawid & Skene (1979): annotator a answers a question about K options at random with
 probability ε_a, else picks the truth, which nobody sees. What the reward model thinks is the truth's prior
 (as in Raykar et al., 2010, learning from crowds), so annotators are compared even where they share no
-question.
+question. Only members are asked that were not fitted to the answers to a question: the others would say that
+they are right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-import tree
 
-from learner.reward_model import Compared, RewardModel
+from learner.reward_model import Compared, Fitting, RewardModel
 from tutelage.types import Array
 
 ROUNDS = 20
 PRIOR = (1.0, 9.0)  # of ε: as if one answer in ten had been at random
 MOST = 0.95
-PART = 1024  # questions in one forward
 
 
 def reliabilities(compared: Compared, annotators: Sequence[str], model: RewardModel | None) -> Array:
@@ -51,12 +51,17 @@ def reliabilities(compared: Compared, annotators: Sequence[str], model: RewardMo
 
 @torch.no_grad()
 def beliefs(compared: Compared, questions: Array, model: RewardModel) -> Array:
-    """What the ensemble expects [Q, K] of these questions."""
+    """What the members expect [Q, K] of these questions, each of those held out of it; 1/K where of none."""
+    K = compared.weights.shape[1]
+    unanswered = np.zeros((len(questions), K), np.float32)
+    data = Fitting(
+        replace(compared, rows=questions, weights=unanswered, careless=None), model.members, model.seed
+    )
     found = []
-    for start in range(0, len(questions), PART):
-        rows = questions[start : start + PART]
-        obs = tree.map_structure(lambda x, rows=rows: torch.from_numpy(x[rows]), compared.obs)
-        ended = None if compared.ended is None else torch.from_numpy(compared.ended[rows])
-        returns = model.returns(obs, torch.from_numpy(compared.actions[rows]), ended)
-        found.append(torch.softmax(returns, -1).mean(0).double().numpy())
+    for rows in data.all():
+        expected = torch.softmax(model.returns(*data.rows(rows)[:3]), -1)  # [M, n, K]
+        held_out = data.held_out[:, torch.from_numpy(rows), None]
+        members = held_out.sum(0)
+        mean = (expected * held_out).sum(0) / members.clamp(min=1)
+        found.append(torch.where(members > 0, mean, 1 / K).double().numpy())
     return np.concatenate(found)

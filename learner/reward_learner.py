@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from learner.comparisons import Comparisons
-from learner.pairs import choose
+from learner.pairs import BY_MODEL, NOTHING, choose, looks, probabilities
 from learner.reliability import reliabilities
 from learner.reward_model import MINIBATCH, Fitting, RewardModel
 from learner.segments import SegmentPool
 from tutelage.errors import TrainingError
-from tutelage.types import Answer, Array, Query, Rollout, Tree
+from tutelage.types import Answer, Array, Query, Rollout, Segment, Tree
 
 KIND = "comparison"
 FIRST_PASSES = 5  # times as many when there was no reward before
@@ -101,6 +101,7 @@ class RewardLearner:
         self._fitted_to = -1  # of all that ever came
         self._credit = float(self.comparisons.asked)  # questions that may have been asked by now
         self._counted_to = 0  # env steps up to which that holds
+        self._looked = NOTHING
         self.figures: dict[str, float] = {}
 
     @property
@@ -128,13 +129,20 @@ class RewardLearner:
         pool, rng = self.pool, np.random.default_rng([self.seed, 13, self.comparisons.asked])
         of = pool.across_time if self.settings.across_time else pool.newest
         segments = of(self.settings.candidates)
-        way = self.settings.pairs if self.ready else "uniform"
+        way = self.settings.pairs
+        if way in BY_MODEL and not self.ready:
+            way = "uniform"
         if not segments and pool.episodes >= PATIENCE:
             raise TrainingError(
                 f"method.segment_length: the longest of {pool.episodes} episodes had {pool.longest} steps, "
                 f"and no segment of {self.settings.segment_length} could be cut to ask about; set it to less"
             )
-        groups = choose(way, segments, n, model=self.model, rng=rng, options=self.settings.options)
+        options, asked = self.settings.options, self._looks() if way == "k_centre" else NOTHING
+        groups = choose(way, segments, n, model=self.model, rng=rng, options=options, asked=asked)
+        if self.ready and self.settings.fits and len(groups):
+            self.figures["reward_disagreement"] = self._disagreement(
+                [segments[k] for k in groups[:, :2].flat]
+            )
         queries = [
             Query(
                 id=f"c{self.comparisons.asked + i:06d}-{uuid.uuid4().hex[:8]}",
@@ -147,6 +155,20 @@ class RewardLearner:
         self.comparisons.ask(queries)
         return queries
 
+    def _disagreement(self, segments: Sequence[Segment]) -> float:
+        """How far the members' probabilities are apart, as a standard deviation, in pairs of neighbours."""
+        pairs = np.arange(len(segments)).reshape(-1, 2)
+        return float(probabilities(pairs, segments, self.model).std(0).mean())
+
+    def _looks(self) -> Array:
+        """What the first two segments of all questions so far look like [Q, 2, D]."""
+        if len(self._looked) < self.comparisons.asked:
+            (obs, actions), known = self.comparisons.segments(), len(self._looked)
+            obs = tree.map_structure(lambda x: x[known:, :2], obs)
+            new = looks(obs, actions[known:, :2], axis=2)
+            self._looked = np.concatenate([self._looked, new]) if len(self._looked) else new
+        return self._looked
+
     def _due(self, env_steps: int) -> int:
         """Questions to ask now: the first ones at once, then by the schedule, `batch` at a time."""
         one, asked = self.settings, self.comparisons.asked
@@ -155,7 +177,7 @@ class RewardLearner:
         if asked < self.first and not self.ready:
             return self.first - asked
         if self._nobody_could_tell():
-            return min(self.first, one.comparisons - asked)
+            return max(0, min(self.first, one.comparisons - asked))
         self._earn(env_steps)
         due = int(min(self._credit, one.comparisons) + 1e-6) - asked
         return due if due > 0 and due >= min(one.batch, one.comparisons - asked) else 0
@@ -210,8 +232,7 @@ class RewardLearner:
                 compared, self.comparisons.annotators(), self.model if self.ready else None
             )
             compared = replace(compared, careless=careless)
-        if self.ready and answers > self.fitted:  # before they are learnt from
-            new = self.comparisons.last(answers - self.fitted)
+        if self.ready and (new := self.comparisons.new_since(self._fitted_to)):  # before they are learnt from
             accuracy = self.model.test(Fitting(new, one.members, self.seed, held_out=True))[1]
             if np.isfinite(accuracy):
                 counts["reward_accuracy"] = accuracy

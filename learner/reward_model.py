@@ -20,11 +20,13 @@ every member has mean 0 and standard deviation 1.
 
 Of a step after the end of the task there is nothing to see, and yet people have an opinion of it: what they
 prefer shows what an ended episode is worth. That is one number a member, the reward of the absorbing state
-(as in DAC; Kostrikov et al., 2019). Once it has been judged, rewards can be told relative to it.
+(as in DAC; Kostrikov et al., 2019), and no weight decay draws it to a zero that means nothing. A member that
+draws a few comparisons which depend on it knows it, and can tell rewards relative to it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 from collections.abc import Iterator, Mapping
@@ -46,6 +48,7 @@ from tutelage.types import Array, Tree
 CARELESS = 0.1
 """The paper's share of answers at random."""
 MINIBATCH = 64  # comparisons
+ENDS = 5  # comparisons of segments that ended at different times, by which a member knows an end's worth
 RATIO = (1.1, 1.5)  # of the held-out loss to the training loss, between which the decay is left alone
 DECAYS = (1e-6, 10.0)
 FIRST_DECAY = 1.0
@@ -77,7 +80,7 @@ class RewardModel(nn.Module):
 
     offset: Tensor
     scale: Tensor
-    ends_known: Tensor  # bool: somebody has judged what came after an end
+    ends_known: Tensor  # [M] bool: it drew enough judgements of what came after an end
 
     def __init__(
         self,
@@ -99,14 +102,23 @@ class RewardModel(nn.Module):
         config = {"normalise_observations": True, "conv_filters": conv_filters}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = Encoder(observation_space, config)
-            sizes = [self.encoder.size + gym.spaces.flatdim(action_space), *hiddens, 1]
+            first = Encoder(observation_space, config)
+            learns = any(True for _ in first.parameters())  # of images; vectors are only normalised
+            others = [Encoder(observation_space, config) for _ in range(members - 1 if learns else 0)]
+            self.encoders = nn.ModuleList([first, *others])  # one a member where it learns, else one for all
+            sizes = [first.size + gym.spaces.flatdim(action_space), *hiddens, 1]
             self.net = EnsembleMLP(members, sizes, activation, output_gain=1.0)
         self.ended_reward = nn.Parameter(torch.zeros(members, 1))
-        self.register_buffer("ends_known", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("ends_known", torch.zeros(members, dtype=torch.bool))
         self.register_buffer("offset", torch.zeros(members, 1))
         self.register_buffer("scale", torch.ones(members, 1))
-        self.optimiser = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=FIRST_DECAY, fused=True)
+        decayed = [*self.encoders.parameters(), *self.net.parameters()]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed}, {"params": [self.ended_reward], "weight_decay": 0.0}],
+            lr=lr,
+            weight_decay=FIRST_DECAY,
+            fused=True,
+        )
 
     @property
     def decay(self) -> float:
@@ -118,20 +130,25 @@ class RewardModel(nn.Module):
         return self.net(self._features(obs, actions)).squeeze(-1)
 
     def _features(self, obs: Tree, actions: Tensor) -> Tensor:
-        return torch.cat([self.encoder(obs), self._action_features(actions)], dim=-1)
+        """Features [M, N, size], or [1, N, size] where they are the same for all members."""
+        taken = self._action_features(actions)
+        features = [torch.cat([encode(obs), taken], dim=-1) for encode in self.encoders]
+        return torch.stack(features) if len(features) > 1 else features[0][None]
 
     @torch.no_grad()
     def rewards(self, obs: Tree, actions: Tensor, *, relative_to_end: bool = False) -> Tensor:
-        """Rewards [M, N] on the common scale: with mean 0 over what was judged, or less that of a step after
-        the end of the task, which then has 0."""
+        """Rewards [M, N] on the common scale: with mean 0 over what was judged; or less that of a step after
+        the end of the task, which then has 0, of those members alone that know it."""
         rows = len(actions)
-        offset = self.ended_reward if relative_to_end else self.offset
         step = rows_at_once(obs, leading=1)
         parts = [
             self(tree.map_structure(lambda x, i=i: x[i : i + step], obs), actions[i : i + step])
             for i in range(0, rows, step)
         ]
-        return (torch.cat(parts, dim=-1) - offset) / self.scale
+        fitted = torch.cat(parts, dim=-1)
+        if not relative_to_end:
+            return (fitted - self.offset) / self.scale
+        return ((fitted - self.ended_reward) / self.scale)[self.ends_known]
 
     def _action_features(self, actions: Tensor) -> Tensor:
         space = self.action_space
@@ -154,7 +171,9 @@ class RewardModel(nn.Module):
         flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
         features = self._features(flat, actions.flatten(0, 2))
         if of is not None:
-            features = features.unflatten(0, (N, K * L))[of].flatten(1, 2)
+            features = features.unflatten(1, (N, K * L))
+            own = torch.arange(self.members)[:, None] if len(features) > 1 else 0
+            features = features[own, of].flatten(1, 2)
             ended = None if ended is None else ended[of]
         rewards = self.net(features).unflatten(1, (-1, K, L)).squeeze(-1)
         if ended is not None:
@@ -185,14 +204,17 @@ class RewardModel(nn.Module):
         return {"loss": loss, "held_out_loss": held_out, "accuracy": accuracy, "decay": self.decay}
 
     def _see(self, data: Fitting) -> None:
-        """Set the moments of the observations."""
-        norms: list[Any] = [leaf.norm for leaf in self.encoder.leaves]
-        for norm in filter(None, norms):
+        """Set the moments of the observations, those after an end left out."""
+        encoders: list[Any] = list(self.encoders)
+        leaves = zip(*(encoder.leaves for encoder in encoders), strict=True)
+        by_leaf = [[leaf.norm for leaf in same if leaf.norm is not None] for same in leaves]
+        for norm in itertools.chain(*by_leaf):
             norm.count.zero_()
-        for rows in data.all() if any(norms) else ():
-            for norm, x in zip(norms, tree.flatten(data.rows(rows)[0]), strict=True):
-                if norm is not None:
-                    norm.merge(x.flatten(0, 2))
+        for rows in data.all() if any(by_leaf) else ():
+            obs, _, ended, *_ = data.rows(rows)
+            for norms, x in zip(by_leaf, tree.flatten(obs), strict=True):
+                for norm in norms:
+                    norm.merge(x.flatten(0, 2) if ended is None else x[~ended])
 
     def _pass(self, data: Fitting, minibatch: int, rng: np.random.Generator) -> float:
         total = weight = 0.0
@@ -233,13 +255,14 @@ class RewardModel(nn.Module):
         if not np.isfinite(held_out):
             return
         factor = 2.0 if held_out > RATIO[1] * loss else 0.5 if held_out < RATIO[0] * loss else 1.0
-        for group in self.optimiser.param_groups:
-            group["weight_decay"] = float(np.clip(factor * group["weight_decay"], *DECAYS))
+        self.optimiser.param_groups[0]["weight_decay"] = float(np.clip(factor * self.decay, *DECAYS))
 
     @torch.no_grad()
     def _normalise(self, data: Fitting) -> None:
-        if (ended := data.compared.ended) is not None and not self.ends_known:
-            self.ends_known.fill_(bool(ended[data.compared.rows].any()))
+        if data.compared.ended is not None and not self.ends_known.all():
+            apart = np.ptp(data.compared.ended.sum(-1), axis=-1) > 0  # [Q]
+            known = (data.counts[:, torch.from_numpy(apart[data.compared.rows])] > 0).sum(1) >= ENDS
+            self.ends_known.logical_or_(known)
         if not self.normalise:
             return
         sums, squares, count = 0.0, 0.0, 0

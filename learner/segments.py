@@ -5,19 +5,19 @@
     segments = pool.newest(200)          # or pool.across_time(200)
 
 A segment has what it takes to see it again: its episode's seed and the actions up to it. Segments whose
-episode began before the first rollout that was seen are passed over.
+episode began before the first rollout that was seen are passed over. Where pictures were kept, segments are
+cut from the environments that were drawn, and have theirs.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tree
 
-from tutelage.types import Array, Rollout, Segment, Tree
+from tutelage.types import Array, Pictures, Rollout, Segment
 
 OVERLAP = 2  # segments in which a step is on average, where there is room for as many
 BEYOND = 0.25  # of an episode's segments, at most, run on after its end, where others fit into it
@@ -126,6 +126,8 @@ class SegmentPool:
                 self.longest = max(self.longest, int(episodes.offset[i]) + end - start)
             earlier = np.concatenate(before) if before else rollout.actions[:0, slot]
             terminated = bool(episodes.done[i] and rollout.terminated[end - 1, slot])
+            if rollout.pictures is not None and slot >= rollout.pictures.drawn:
+                continue
             if rollout.valid is None or rollout.valid[start:end, slot].all():
                 found.append(Stretch(slot, start, end, seed, earlier, terminated))
         return found
@@ -142,8 +144,8 @@ class SegmentPool:
             return np.concatenate([part, np.repeat(part[-1:] if last is None else last, missing, axis=0)])
 
         obs = tree.map_structure(padded, rollout.obs)
+        ended = (rollout.final_t == end - 1) & (rollout.final_b == one.slot)
         if missing:
-            ended = (rollout.final_t == one.end - 1) & (rollout.final_b == one.slot)
             obs = tree.map_structure(
                 lambda leaf, final: padded(leaf, final[ended]), rollout.obs, rollout.final_obs
             )
@@ -155,24 +157,20 @@ class SegmentPool:
             prefix=np.concatenate([one.before, rollout.actions[one.start : start, one.slot]]),
             rewards=rewards,
             played=self.length - missing if missing else None,
+            pictures=seen(rollout.pictures, one.slot, start, end, ended) if rollout.pictures else None,
         )
 
 
-def features(segments: list[Segment]) -> Array:
-    """What segments look like, as vectors [N, D]: their mean observation and action, standardised."""
-    rows = np.stack([_feature(segment.obs, segment.actions) for segment in segments])
-    return standardised(rows)
+def seen(pictures: Pictures, slot: int, start: int, end: int, ended: Array) -> tuple[bytes, ...]:
+    """The pictures before each of these steps, and the one after: a final one, where one `ended` [F]."""
+    last = pictures.final_obs[ended] if ended.any() else pictures.obs[end : end + 1, slot]
+    return (*pictures.obs[start:end, slot], *last)
 
 
 def first_states(segments: list[Segment]) -> Array:
     """Where segments begin, as vectors [N, D], standardised."""
     rows = [np.concatenate([np.ravel(leaf[0]) for leaf in tree.flatten(segment.obs)]) for segment in segments]
     return standardised(np.stack(rows).astype(np.float64))
-
-
-def _feature(*parts: Tree) -> Array:
-    leaves: list[Any] = [leaf for part in parts for leaf in tree.flatten(part)]
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64).mean(0)) for leaf in leaves])
 
 
 def standardised(rows: Array) -> Array:

@@ -20,6 +20,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tutelage import __version__
+
+        typer.echo(f"tutelage {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 oracle_app = typer.Typer(help="Experts as services.", no_args_is_help=True)
 app.add_typer(oracle_app, name="oracle")
 labeler_app = typer.Typer(help="Questions to people and machines, and their answers.", no_args_is_help=True)

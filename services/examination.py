@@ -17,7 +17,7 @@ import tree
 from actors.environments import make_env
 from expert_oracle.loading import CheckedOracle, FunctionOracle, OracleSpec, checked, described, one_line
 from services.doctor import Check
-from tutelage.errors import ConfigError, OracleError
+from tutelage.errors import ConfigError, OracleError, Unreachable
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe, Tree
 
@@ -49,11 +49,14 @@ def first_answer(oracle: Oracle, recipe: EnvRecipe, name: str) -> Tree:
 def examine(spec: OracleSpec, recipe: EnvRecipe, *, states: int) -> Iterator[Check]:
     """The checks, each as soon as it is done; after a failure to answer there are no more."""
     if spec.asks_people:
-        raise ConfigError(f"{spec.oracle}: people are not examined")
+        raise ConfigError(
+            f"{spec.oracle}: people are not examined; a run asks them, with expert.oracle={spec.oracle}"
+        )
     oracle, env, what = spec.build(recipe), make_env(recipe), "spaces"
     try:
         expert = checked(oracle, env.observation_space, env.action_space, spec.oracle)
-        known = described(oracle, spec.oracle) is not None
+        said = described(oracle, spec.oracle)
+        known = said is not None and said.HasField("observation_space") and said.HasField("action_space")
         words = "those of the environment" if known else "the expert does not say"
         yield Check("spaces", "ok", words)
         what = "answers"
@@ -63,7 +66,8 @@ def examine(spec: OracleSpec, recipe: EnvRecipe, *, states: int) -> Iterator[Che
     except OracleError as error:
         spaces = f"observations {env.observation_space} and takes actions {env.action_space}"
         advice = f"{recipe.id} has {' '.join(spaces.split())}; the expert sees and answers N at once"
-        yield Check(what, "failure", str(error), advice)
+        misfit = "expected" in str(error) and not isinstance(error, Unreachable)
+        yield Check(what, "failure", str(error), advice if misfit else "")
     finally:
         env.close()
 

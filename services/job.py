@@ -35,7 +35,7 @@ from services.run_directory import RunDirectory
 from services.settings import PAGE, RunSettings, Sections, Stop, build_config, preflight, settings_of
 from services.trainer import Trainer, result_seeds
 from services.trainer_config import TrainerConfig
-from tutelage.errors import ConfigError, TrainingError
+from tutelage.errors import ConfigError, OracleError, TrainingError
 from tutelage.protocols import Oracle
 from tutelage.types import EnvRecipe
 
@@ -393,8 +393,12 @@ def execute(run: RunDirectory, sections: Sections, *, quiet: bool) -> dict[str, 
     """Run a job with its live table; afterwards the returns as a table."""
     job = Job(run, sections)
     stop = {name: value for name, value in asdict(job.stop).items() if value is not None}
-    with Progress(str(run.path), stop, quiet=quiet) as progress:
-        summary = job.execute(progress)
+    try:
+        with Progress(str(run.path), stop, quiet=quiet) as progress:
+            summary = job.execute(progress)
+    except OracleError as error:  # what was collected is stored
+        error.args = (f"{error}; then go on with `tutelage resume {run.path}`",)
+        raise
     if not quiet:
         Console().print(report.table(report.rows(report.read_groups([run.path]))))
         print(last_words(run, summary["stopped_because"]))

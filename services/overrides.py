@@ -135,7 +135,8 @@ def apply_override(config: Config, override: str) -> None:
     keys, separator, text = override.partition("=")
     path = SHORTHANDS.get(keys.strip(), keys.strip()).split(".")
     if not separator or not all(path):
-        raise ConfigError(f"{override!r}: expected section.key=value")
+        hint = f"; did you mean '{override}=VALUE'?" if len(path) > 1 and path[0] in SECTIONS else ""
+        raise ConfigError(f"{override!r}: expected section.key=value{hint}")
     if len(path) == 1:
         raise ConfigError(_without_section(config, path[0], override))
     _check_section(path[0], override)

@@ -49,8 +49,9 @@ class LabelerSpec:
     def asks_people(self) -> bool:
         return self.labeler == PEOPLE or self.labeler.startswith(GRPC)
 
-    def build(self) -> Labeler:
-        """The labeler. Raises ConfigError for a word or an argument that is not known."""
+    def build(self, seed: int | tuple[int, ...] = 0) -> Labeler:
+        """The labeler; `seed` is a scripted teacher's where the arguments give none. Raises ConfigError for a
+        word or an argument that is not known."""
         from expert_oracle.synthetic import NAMES, synthetic
         from services.labeler.client import LabelerClient
 
@@ -61,7 +62,7 @@ class LabelerSpec:
             if self.labeler == PEOPLE:
                 return LabelerClient(**self.arguments)
             if scheme == "synthetic":
-                return synthetic(rest, **self.arguments)
+                return synthetic(rest, **{"seed": seed, **self.arguments})
             value = plugins.load(self.labeler)
             labeler = value(**self.arguments) if isinstance(value, type) or self.arguments else value
         except TypeError as error:
@@ -95,10 +96,10 @@ class Preferences:
         labeler: LabelerSpec,
         seed: int,
     ) -> None:
-        self.labeler = labeler.build()
+        self.reward = RewardLearner(settings, *spaces, folder, seed=seed)
+        self.labeler = labeler.build((seed, 17, self.reward.comparisons.asked))  # no teacher repeats itself
         if labeler.asks_people:
             _greet(self.labeler)
-        self.reward = RewardLearner(settings, *spaces, folder, seed=seed)
         self._began = False
 
     def advance(self, rollouts: Sequence[Rollout | ray.ObjectRef], env_steps: int) -> Learnt:

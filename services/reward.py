@@ -1,13 +1,14 @@
 """What a run has learnt as its reward: a figure, and a video of an episode with the reward under it.
 
 The reward model and the policy are those of the newest checkpoint. The model is held against the segments
-that were asked about, whose true rewards nobody saw, and against the answers.
+that were asked about, and against the answers, each by the members that were not fitted to them. The true
+reward is what a scripted teacher judged by, else the environment's, which nobody saw.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,7 @@ from scipy.stats import pearsonr, spearmanr
 from actors.clips import CODECS, Played, played, render, write
 from actors.environments import make_env
 from expert_oracle.checkpoint import load_checkpoint
+from expert_oracle.synthetic import Reward, Teacher
 from learner.comparisons import Comparisons
 from learner.reward_learner import load_reward
 from learner.reward_model import Fitting, RewardModel
@@ -38,18 +40,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BINS = 10  # of predicted probabilities
-STRETCHES = 20  # of questions, over which the members' disagreement is averaged
 LEARNT, TRUE = COLOURS[0], COLOURS[1]
 PIXELS = 480  # of the filmed picture's longer side
 CURVE = 0.4  # height of the curve under it, as a share of its width
 
 
 @dataclass(frozen=True)
+class Judge:
+    """Whose reward is held against the learnt one. Made by: judge_of. Eaten by: judged, rewarded."""
+
+    name: str
+    reward: Reward | None  # None: the environment's
+
+
+@dataclass(frozen=True)
 class Judged:
     """What the model makes of the questions. Made by: judged. Eaten by: the panels."""
 
-    learnt: Array  # [Q, K] returns on the common scale, the members' mean
-    true: Array  # [Q, K] returns of the environment's own reward
+    learnt: (
+        Array  # [Q, K] returns on the common scale: the mean of the members that this is held out of, or NaN
+    )
+    true: Array  # [Q, K] returns of the judge's reward
+    judge: str  # whose reward that is
     p: Array  # [M, Q] the probability that the first option is preferred
     held_out: Array  # [M, N] bool, of the answers: the member was not fitted to it
     rows: Array  # [N] the question of each answer
@@ -78,11 +90,9 @@ def plot_reward(path: Path, output: Path, *, video: Path | None = None) -> None:
     folder, model, comparisons = learnt_reward(run, config)
     seed = result_seeds(config.seed, 1)[0]
     episode = played(load_checkpoint(str(folder)).act, config.env_recipe(), seed)
-    rewards = rewarded(model, episode, comparisons)
-    known = {
-        line["comparisons"]: line.get("reward_accuracy") for line in run.metrics() if "comparisons" in line
-    }
-    draw(str(config.env), judged(model, comparisons), known, rewards, output)
+    judge = judge_of(config)
+    rewards = rewarded(model, episode, comparisons, judge)
+    draw(str(config.env), judged(model, comparisons, judge), run.metrics(), rewards, output)
     if video is not None:
         film(config, seed, episode, rewards, video)
 
@@ -108,8 +118,30 @@ def learnt_reward(run: RunDirectory, config: TrainerConfig) -> tuple[Path, Rewar
     return found[0], model, Comparisons(run.path / "preferences")
 
 
+def judge_of(config: TrainerConfig) -> Judge:
+    """Whose reward is the true one: what a scripted teacher has in mind, else the environment's."""
+    spec = config.labeler_spec
+    mind = {} if spec is None or not spec.labeler.startswith("synthetic:") else spec.arguments
+    mind = {name: mind[name] for name in ("reward", "expert") if mind.get(name)}
+    if not mind:
+        return Judge("the environment's reward", None)
+    return Judge(" ".join(map(str, mind.values())), Teacher(**mind).reward)
+
+
+def true_rewards(comparisons: Comparisons, judge: Judge) -> Array:
+    """Rewards [Q, K, L] in the segments of all questions; 0 after an end."""
+    if judge.reward is None:
+        return comparisons.rewards()
+    obs, actions = comparisons.segments()
+    ended = comparisons.compared().ended
+    rewards = np.zeros(actions.shape[:3])
+    for q, k in np.ndindex(*actions.shape[:2]):
+        rewards[q, k] = judge.reward(tree.map_structure(lambda x, q=q, k=k: x[q, k], obs), actions[q, k])
+    return rewards if ended is None else np.where(ended, 0.0, rewards)
+
+
 @torch.no_grad()
-def judged(model: RewardModel, comparisons: Comparisons) -> Judged:
+def judged(model: RewardModel, comparisons: Comparisons, judge: Judge) -> Judged:
     """What the model expects of all questions, whoever answered them."""
     answers = comparisons.compared()
     Q, K, L = answers.actions.shape[:3]
@@ -118,9 +150,11 @@ def judged(model: RewardModel, comparisons: Comparisons) -> Judged:
     fitted = torch.cat([model.returns(*data.rows(rows)[:3]) for rows in data.all()], dim=1)  # [M, Q, K]
     learnt = (fitted - L * model.offset[..., None]) / model.scale[..., None]
     p = (1 - model.careless) * torch.softmax(fitted, -1)[..., 0] + model.careless / K
+    unseen = data.held_out[..., None]  # [M, Q, 1]
     return Judged(
-        learnt=learnt.mean(0).numpy(),
-        true=comparisons.rewards().sum(-1),
+        learnt=((learnt * unseen).sum(0) / unseen.sum(0)).numpy(),
+        true=true_rewards(comparisons, judge).sum(-1),
+        judge=judge.name,
         p=p.numpy(),
         held_out=Fitting(answers, model.members, model.seed).held_out.numpy(),
         rows=answers.rows,
@@ -128,13 +162,14 @@ def judged(model: RewardModel, comparisons: Comparisons) -> Judged:
     )
 
 
-def rewarded(model: RewardModel, episode: Played, comparisons: Comparisons) -> Rewarded:
+def rewarded(model: RewardModel, episode: Played, comparisons: Comparisons, judge: Judge) -> Rewarded:
     """The rewards of an episode."""
     obs = tree.map_structure(torch.from_numpy, episode.obs)
-    seen, ended = comparisons.rewards(), comparisons.compared().ended
+    seen, ended = true_rewards(comparisons, judge), comparisons.compared().ended
     seen = seen if ended is None else seen[~ended]
     deviation = float(seen.std())
-    true = (episode.rewards - seen.mean()) / (deviation if deviation > 1e-6 else 1.0)
+    own = episode.rewards if judge.reward is None else judge.reward(episode.obs, episode.actions)
+    true = (own - seen.mean()) / (deviation if deviation > 1e-6 else 1.0)
     return Rewarded(model.rewards(obs, torch.from_numpy(episode.actions)).numpy(), true)
 
 
@@ -142,9 +177,9 @@ def rewarded(model: RewardModel, episode: Played, comparisons: Comparisons) -> R
 
 
 def draw(
-    env: str, said: Judged, known: Mapping[float, float | None], rewards: Rewarded, output: Path
+    env: str, said: Judged, rounds: Sequence[Mapping[str, Any]], rewards: Rewarded, output: Path
 ) -> None:
-    """Four panels. `known`: accuracy on new answers, before they were learnt from, by how many were there."""
+    """Four panels. `rounds`: the run's metrics."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -153,7 +188,7 @@ def draw(
         panels = figure.subplots(2, 2)
         _returns(panels[0, 0], said)
         _calibration(panels[0, 1], said)
-        _disagreement(panels[1, 0], said, known)
+        _disagreement(panels[1, 0], rounds)
         _episode(panels[1, 1], rewards)
         figure.suptitle(f"{env}: the reward learnt from {len(said.rows):,} answers", x=0.01, ha="left")
         save(figure, output)
@@ -166,8 +201,9 @@ def _titled(panel: Axes, title: str, x: str, y: str) -> None:
 
 
 def _returns(panel: Axes, said: Judged) -> None:
-    _titled(panel, "segments: learnt and true return", "true return", "learnt return")
-    learnt, true = said.learnt.ravel(), said.true.ravel()
+    _titled(panel, "segments held out: learnt and true return", f"return by {said.judge}", "learnt return")
+    unseen = np.isfinite(said.learnt)
+    learnt, true = said.learnt[unseen], said.true[unseen]
     panel.scatter(true, learnt, s=9, color=LEARNT, alpha=0.35, lw=0)
     words = "the true return is always the same"
     if np.ptp(true) > 0 and np.ptp(learnt) > 0:
@@ -204,18 +240,15 @@ def calibration(p: Array, first: Array) -> Iterator[tuple[float, float, tuple[fl
         yield float(p[inside].mean()), preferred / n, wilson(preferred, n), n
 
 
-def _disagreement(panel: Axes, said: Judged, known: Mapping[float, float | None]) -> None:
-    _titled(panel, "questions, one after the other", "question", "")
-    spread = said.p.std(0)
-    numbers = np.arange(len(spread)) + 1
-    panel.scatter(numbers, spread, s=6, color=LEARNT, alpha=0.25, lw=0)
-    parts = np.array_split(np.arange(len(spread)), min(STRETCHES, len(spread)))
-    x, mean = ([values[part].mean() for part in parts] for values in (numbers, spread))
-    panel.plot(x, mean, color=LEARNT, lw=1.8, label="disagreement of the members now")
-    accuracy = [(count, value) for count, value in sorted(known.items()) if value is not None]
-    if accuracy:
-        look: dict[str, Any] = {"color": TRUE, "lw": 1.4, "marker": "s", "ms": 3}
-        panel.plot(*zip(*accuracy, strict=True), **look, label="accuracy on answers when they came")
+def _disagreement(panel: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:
+    _titled(panel, "while it was learnt", "environment steps", "")
+    lines = (
+        ("reward_disagreement", "disagreement of the members about what they asked", LEARNT, "o"),
+        ("reward_accuracy", "accuracy on answers when they came", TRUE, "s"),
+    )
+    for name, label, colour, marker in lines:
+        points = [(line["step"], line[name]) for line in rounds if line.get(name) is not None]
+        panel.plot(*np.reshape(points, (-1, 2)).T, color=colour, marker=marker, lw=1.4, ms=3, label=label)
     panel.set_ylim(0, 1.35)  # room for the legend
     panel.set_yticks(np.linspace(0, 1, 6))
     panel.legend(loc="upper left", fontsize=8)

@@ -110,6 +110,7 @@ AT_LEAST: Mapping[str, int] = {
     "expert.max_unlabelled": 0,
     "collection.max_version_lag": 1,
     "feedback.max_reward_lag": 0,
+    "feedback.drawn_envs": 1,
     "feedback.max_unanswered": 0,
     "training.minibatch_size": 1,
     "training.num_epochs": 1,

@@ -23,9 +23,10 @@ from services.preferences import LabelerSpec
 from services.run_directory import RunDirectory
 from services.sections import OURS, RLLIB, check_number, positive, whole
 from services.trainer_config import TrainerConfig
+from tutelage.codec import MAX_BYTES
 from tutelage.errors import ConfigError, DatasetError
 from tutelage.protocols import Oracle, Supervisor
-from tutelage.types import Demonstrations, Tree
+from tutelage.types import Demonstrations, EnvRecipe, Tree
 
 Sections = Mapping[str, Mapping[str, Any]]
 PAGE = "page"
@@ -189,10 +190,33 @@ def check_labeler(spec: LabelerSpec, env: gym.Env, config: TrainerConfig) -> Non
         raise ConfigError(
             f"feedback.labeler: {recipe.id} draws no pictures (rgb_array) that people could judge"
         )
-    if not is_reproducible(recipe):
+    if config.drawn_if_not_replayed() and not is_reproducible(recipe):
+        check_drawn(recipe, env, config)
+
+
+def check_drawn(recipe: EnvRecipe, env: gym.Env, config: TrainerConfig) -> None:
+    """Raise ConfigError where episodes that cannot be replayed cannot be drawn as they are played, either, or
+    a question's pictures are too many for a message."""
+    settings, n = config.reward_settings(), config.drawn_if_not_replayed()
+    envs = make_vector(recipe, n, drawn=n)
+    try:
+        envs.reset(range(n), range(n), columns(envs.observation_space, n))
+        largest = max(map(len, envs.pictures))
+    except Exception as error:  # of the environment, or of what it draws with
+        what_to_do = "; set MUJOCO_GL=egl or osmesa" if hasattr(env.unwrapped, "mujoco_renderer") else ""
         raise ConfigError(
-            f"feedback.labeler: episodes of {recipe.id} are not replayed exactly, so there are no clips of "
-            "them; scripted teachers can judge them"
+            f"feedback.labeler: episodes of {recipe.id} are not replayed exactly, and cannot be drawn as "
+            f"they are played: {' '.join(str(error).split()) or type(error).__name__}{what_to_do}"
+        ) from None
+    finally:
+        envs.close()
+    assert settings is not None
+    question = 2 * largest * settings.options * (settings.segment_length + 1)  # later ones may be larger
+    if question > MAX_BYTES:
+        raise ConfigError(
+            f"method.segment_length: the pictures of {settings.options} segments of "
+            f"{settings.segment_length} steps may have {question / 2**20:.0f} MiB, more than a message's "
+            f"{MAX_BYTES / 2**20:.0f}; set it to less"
         )
 
 

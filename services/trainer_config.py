@@ -61,6 +61,7 @@ class TrainerConfig(AlgorithmConfig):
         self.oracle_spec: OracleSpec | None = None
         self.labeler_spec: LabelerSpec | None = None
         self.max_reward_lag = 4
+        self.drawn_envs = 2
         self.max_unanswered: int | None = None
         self.asynchronous = False
         self.max_version_lag = 2
@@ -151,6 +152,7 @@ class TrainerConfig(AlgorithmConfig):
         labeler: str | None = NOT_GIVEN,
         arguments: Mapping[str, Any] | None = NOT_GIVEN,
         max_reward_lag: int = NOT_GIVEN,
+        drawn_envs: int = NOT_GIVEN,
         max_unanswered: int | None = NOT_GIVEN,
     ) -> TrainerConfig:
         """Who compares.
@@ -160,6 +162,8 @@ class TrainerConfig(AlgorithmConfig):
                 teacher), `module:attr` or `file.py:attr`.
             arguments: keyword arguments of the labeler.
             max_reward_lag: rounds by which the reward may be behind, where collection is asynchronous.
+            drawn_envs: environments of a runner that are drawn as they are played, where people are asked
+                about episodes that cannot be replayed: they are asked about those of these.
             max_unanswered: questions that may wait for their answer while the run goes on; with more of them
                 it waits. None: any number.
         """
@@ -170,6 +174,8 @@ class TrainerConfig(AlgorithmConfig):
             self.labeler_spec = LabelerSpec(word, dict(given)) if word or given else None
         if max_reward_lag is not NOT_GIVEN:
             self.max_reward_lag = max_reward_lag
+        if drawn_envs is not NOT_GIVEN:
+            self.drawn_envs = drawn_envs
         if max_unanswered is not NOT_GIVEN:
             self.max_unanswered = max_unanswered
         return self
@@ -227,6 +233,13 @@ class TrainerConfig(AlgorithmConfig):
         if settings is None:
             return None
         return dataclasses.replace(settings, conv_filters=(self._model_config or {}).get("conv_filters"))
+
+    def drawn_if_not_replayed(self) -> int:
+        """Environments of a runner that are drawn as they are played, if episodes cannot be replayed."""
+        people = self.labeler_spec is not None and self.labeler_spec.asks_people
+        if not people or self.reward_settings() is None:
+            return 0
+        return min(self.drawn_envs, self.num_envs_per_env_runner)
 
     def steps_per_fragment(self) -> int:
         """Environment steps that one runner makes for one request."""

@@ -81,6 +81,38 @@ class Night(gym.Env):
         return np.zeros((32, 48, 3), np.uint8) if self.draws == "black" else None
 
 
+class Restless(gym.Env):
+    """Shows a number by chance whatever the seed, as a grey of its pictures; ends after 20 to 40 steps."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012, gymnasium's
+    action_space = gym.spaces.Discrete(2)
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+
+    def __init__(self, render_mode=None, broken=False):
+        self.render_mode, self.broken = render_mode, broken
+        self.chance = np.random.default_rng()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = int(self.chance.integers(20, 40))
+        return self.observe(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.observe(), float(action), self.left == 0, False, {}
+
+    def observe(self):
+        self.shown = np.float32(self.chance.random())
+        return np.array([self.shown])
+
+    def render(self):
+        if self.broken:
+            raise RuntimeError("no colours left")
+        assert self.render_mode == "rgb_array"
+        return np.full((60, 40, 3), round(255 * float(self.shown)), np.uint8)
+
+
 gym.register("Counting-v0", f"{__name__}:Counting")
 gym.register("Spaces-v0", f"{__name__}:Spaces")
 gym.register("Night-v0", f"{__name__}:Night")
+gym.register("Restless-v0", f"{__name__}:Restless")

@@ -6,10 +6,11 @@ import av
 import numpy as np
 import pytest
 
-from actors.clips import episode, record, render, scaled
+from actors.clips import episode, record, render
 from actors.collect import play
 from actors.environments import make_env
 from actors.forward import random_actor
+from actors.pictures import scaled
 from tutelage.errors import ConfigError, TutelageError
 from tutelage.types import EnvRecipe
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tutelage import codec
+from tutelage import codec, wire
 from tutelage.proto.__main__ import ROOT, generate
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
@@ -211,3 +211,52 @@ def test_the_vocabulary_imports_no_heavy_package():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "[]"
+
+
+UNKNOWN = b"\x1a\x00"  # a field that no question has
+
+
+def nested(tag, inner):
+    """A field that holds bytes: its tag, their length, and they."""
+    size, length = len(inner), b""
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([tag]) + length + bytes([size]) + inner
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x2a\x00" * 2**18,  # questions in one message
+        nested(0x2A, b"\x2a\x00" * 2**18),
+        nested(0x12, nested(0x1A, b"\x0a\x00" * 2**20)),  # parts of a list
+        nested(0x12, nested(0x12, nested(0x0A, b"\x0a\x01a\x12\x00") * 2**18)),  # of a map
+        nested(0x12, nested(0x0A, nested(0x12, bytes(2**20)))),  # axes of a tensor, packed
+        nested(0x12, nested(0x0A, b"\x10\x00" * 2**20)),  # and not
+        UNKNOWN * 2**20,
+    ],
+)
+def test_a_message_of_many_parts_is_not_parsed(data):
+    assert wire.fault(data, pb.ActRequest.DESCRIPTOR) == "more than 131,072 fields in one message"
+    assert wire.fault(data[: wire.SMALL], pb.ActRequest.DESCRIPTOR) is None
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [
+        np.zeros((4, 2**17), np.float32),
+        {str(k): np.zeros(2**4) for k in range(4000)},
+        tuple(np.zeros((1, 2, 3)) for _ in range(4000)),
+    ],
+)
+def test_a_message_of_large_parts_is_parsed(obs):
+    one = pb.ActRequest(id=2**40, obs=codec.encode(obs), timeout_s=2.0)
+    assert wire.fault(one.SerializeToString(), pb.ActRequest.DESCRIPTOR) is None
+    many = pb.ActRequest(more=[one] * 3)
+    assert wire.fault(many.SerializeToString(), pb.ActRequest.DESCRIPTOR) is None
+
+
+@pytest.mark.parametrize("end", [b"\xff" * 12, b"\x12\x05", b"\x0b\x0c", b"\x09\x00", b"\x08"])
+def test_a_large_message_that_ends_wrongly_is_not_parsed(end):
+    data = nested(0x3A, bytes(wire.SMALL)) + end
+    assert wire.fault(data, pb.ActRequest.DESCRIPTOR) == "malformed"

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tree
 
-from actors.collect import Collector, episode_seed, evaluate, label, with_logp
+from actors.collect import Collector, CutShort, episode_seed, evaluate, label, with_logp
 from actors.environments import make_env, rows
 from actors.forward import random_actor
+from actors.pictures import decoded
 from actors.replay import cut, replay
 from tutelage.errors import OracleError
 from tutelage.policy import distribution_of, log_prob
@@ -328,3 +329,54 @@ def test_evaluation_of_nested_observations_and_of_no_seed():
     np.testing.assert_array_equal(returns, [6] * 5)
     np.testing.assert_array_equal(lengths, [6] * 5)
     assert evaluate(zeros, CARTPOLE, [])[0].shape == (0,)
+
+
+RESTLESS = "tests.environments_for_tests:Restless-v0"
+
+
+def shown(pictures):
+    """The numbers that pictures of `Restless` show."""
+    return np.array([decoded(one).mean() / 255 for one in pictures.ravel()]).reshape(pictures.shape)
+
+
+@pytest.mark.parametrize(
+    ("backend", "in_halves"),
+    [("sync", False), ("sync", True), ("async", False)],
+    ids=["sync", "halves", "async"],
+)
+def test_where_nothing_is_replayed_each_state_of_the_first_environments_is_drawn(backend, in_halves):
+    c = Collector(EnvRecipe(RESTLESS, backend=backend), 4, drawn=3, in_halves=in_halves)
+    settings = {"beta": 0.5, "oracle": Ones()} if in_halves else {}
+    last = None
+    for _ in range(2):
+        rollout = c.collect(zeros, 50, **settings)
+        assert rollout.pictures is not None
+        assert rollout.pictures.obs.shape == (51, 3)
+        np.testing.assert_allclose(shown(rollout.pictures.obs), rollout.obs[:, :3, 0], atol=0.01)
+        drawn = rollout.final_b < 3
+        assert 3 <= drawn.sum() < len(drawn)
+        final = shown(rollout.pictures.final_obs[drawn])
+        np.testing.assert_allclose(final, rollout.final_obs[drawn][:, 0], atol=0.01)
+        assert set(rollout.pictures.final_obs[~drawn]) == {b""}
+        assert last is None or (last == rollout.pictures.obs[0]).all()
+        last = rollout.pictures.obs[-1]
+    c.close()
+
+
+def test_where_episodes_are_replayed_nothing_is_drawn():
+    c = Collector(CARTPOLE, 2, drawn=2)
+    assert c.collect(zeros, 5).pictures is None
+    assert c.envs.pictures == []
+    restless = Collector(EnvRecipe(RESTLESS), 2)
+    assert restless.collect(zeros, 5).pictures is None
+
+
+def test_an_expert_that_fails_leaves_the_pictures_of_the_steps_that_were_made():
+    c = Collector(EnvRecipe(RESTLESS), 2, drawn=1)
+    with pytest.raises(CutShort) as error:
+        c.collect(zeros, 90, beta=1.0, oracle=Ones(fail_at=60))
+    rollout = error.value.rollout
+    assert rollout.shape == (60, 2)
+    assert rollout.pictures is not None
+    assert len(rollout.pictures.final_obs) == len(rollout.final_t) > 0
+    np.testing.assert_allclose(shown(rollout.pictures.obs)[:, 0], rollout.obs[:, 0, 0], atol=0.01)

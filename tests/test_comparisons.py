@@ -85,6 +85,29 @@ def test_questions_wait_on_the_disk_for_their_answers(tmp_path):
     np.testing.assert_array_equal(data.compared().rows, [0, 1])
 
 
+def test_pictures_wait_with_their_questions_and_what_a_crash_left_of_them_is_overwritten(tmp_path):
+    def seen(query, *lengths):
+        some = [tuple(bytes([n, k, 0]) * (k + 1) for k in range(n)) for n in lengths]
+        options = [
+            replace(option, pictures=pictures, played=len(pictures) - 1)
+            for option, pictures in zip(query.options, some, strict=True)
+        ]
+        return replace(query, options=options)
+
+    plain, *queries = [query for query, _ in answered(4)]
+    queries = [seen(query, 3 + n, 4) for n, query in enumerate(queries)]
+    data = Comparisons(tmp_path)
+    data.ask([plain, *queries[:2]])
+    (tmp_path / "pictures.bin").open("ab").write(b"half of a picture")
+    again = Comparisons(tmp_path)
+    again.ask(queries[2:])
+    for known in (again, Comparisons(tmp_path)):
+        first, *found = known.open()
+        assert [one.pictures for one in first.options] == [None, None]
+        for one, other in zip(found, queries, strict=True):
+            assert [part.pictures for part in one.options] == [part.pictures for part in other.options]
+
+
 def test_an_answer_that_is_taken_back_or_changed_counts_as_it_was_said_last(tmp_path):
     pairs = answered(2)
     data = Comparisons(tmp_path)

@@ -72,11 +72,15 @@ class Config(AlgorithmConfig):
         self.in_halves = False
         self.max_unlabelled = 1
         self.seed = 5
+        self.drawn = 0
         for name, value in settings.items():
             setattr(self, name, value)
 
     def env_recipe(self):
         return EnvRecipe(self.env)
+
+    def drawn_if_not_replayed(self):
+        return self.drawn
 
     def get_default_rl_module_spec(self):
         return RLModuleSpec(module_class=Linear)
@@ -322,3 +326,11 @@ def test_a_runner_is_an_actor_that_takes_references(ray_session):
     assert rollout.provenance.runner == 1
     assert ray.get(actor.ping.remote()) == "pong"
     ray.kill(actor)
+
+
+def test_pictures_are_kept_as_the_config_says_where_episodes_are_not_replayed():
+    (rollout,) = ask(runner(env="tests.environments_for_tests:Restless-v0", drawn=2))
+    assert rollout.pictures.obs.shape == (11, 2)
+    assert rollout.logp is not None
+    (rollout,) = ask(runner(drawn=2))
+    assert rollout.pictures is None

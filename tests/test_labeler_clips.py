@@ -13,6 +13,7 @@ import pytest
 
 from actors.clips import Film, Filmer
 from actors.environments import make_env
+from actors.pictures import encoded
 from actors.replay import replay
 from expert_oracle.feedback import Footage
 from services.labeler.clips import Clips
@@ -137,6 +138,7 @@ class Quick:
 
 def test_videos_and_their_footage_have_one_limit(clips, monkeypatch):
     monkeypatch.setattr("services.labeler.clips.Filmer", Quick)
+    ours = clips(max_bytes=200_000, max_footage=100_000)
     for k in range(9):
         ours = clips(max_bytes=200_000, max_footage=100_000)  # one finds what the other has left
         ours.film(Footage(CARTPOLE, k, np.zeros(5, np.int64), 0, np.full((5, 10_000), k, np.uint8))).result()
@@ -169,6 +171,20 @@ def test_frames_that_were_kept_are_shown_and_stay(clips):
     assert (clip["frames"], clip["width"]) == (5, 96)
     ours.film(footage()).result()
     assert ours.path(clip["clip"]).exists()
+
+
+def test_jpegs_that_were_kept_are_shown_and_the_last_is_held(clips):
+    greys = [np.full((40, 60, 3), 40 * n, np.uint8) for n in range(1, 5)]
+    jpegs = tuple(map(encoded, greys))
+    seen = Footage(CARTPOLE, 0, np.zeros(3, np.int64), 0, frames=jpegs, held=2)
+    ours = clips()
+    clip = ours.film(seen).result()
+    assert (clip["frames"], clip["width"], clip["height"]) == (6, 96, 64)
+    shown = [picture.mean() for picture in pictures(ours.path(clip["clip"]))]
+    np.testing.assert_allclose(shown, [40, 80, 120, 160, 160, 160], atol=3)
+    assert ours.film(replace(seen, frames=jpegs[:-1] + jpegs[:1])).result()["clip"] != clip["clip"]
+    with pytest.raises(TutelageError, match="cannot identify image"):
+        ours.film(replace(seen, frames=(b"no picture",) * 4)).result()
 
 
 @pytest.mark.parametrize(
@@ -259,12 +275,13 @@ def test_what_kills_every_process_is_refused_and_the_next_is_filmed(clips):
 @pytest.mark.parametrize(("room", "words"), [(200, "cannot render"), (20_000, "clips cannot be written")])
 def test_a_full_disk_is_told_from_other_faults_and_leaves_nothing_half_made(clips, room, words):
     ours = clips()
-    long = Footage(CARTPOLE, 0, np.zeros(9, np.int64), 0, np.zeros((9, 900)), frames=np.zeros((9, 8, 8, 3)))
+    seen = np.zeros((9, 8, 8, 3), np.uint8)
+    long = Footage(CARTPOLE, 0, np.zeros(9, np.int64), 0, np.zeros((9, 900)), frames=seen)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         with pytest.raises(NoRoom, match=words):
-            ours.film(replace(long, frames=long.frames.astype(np.uint8))).result()
+            ours.film(long).result()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(ours.folder.iterdir()) == []

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -150,6 +151,22 @@ def test_questions_go_over_and_answers_come_back(labeling):
         ]
         assert client.answers(cursor) == ([], cursor)
         assert client.answers(cursor, wait_s=0.05) == ([], cursor)
+        client.close()
+
+
+def test_pictures_go_over_whole_and_not_to_who_answers(labeling):
+    query = pair()
+    seen = [tuple(b"%d" % i * 1000 for i in range(len(one.ended) + 1)) for one in query.options]
+    options = [replace(one, pictures=some) for one, some in zip(query.options, seen, strict=True)]
+    with running(labeling) as service:
+        client = LabelerClient(service.address)
+        client.submit([replace(query, options=options)])
+        assert [one.pictures for one in labeling.query("p0").options] == seen
+        assert eventually(lambda: len(labeling.clips.films) == 2)
+        labeling.clips.develop()
+        assert eventually(lambda: client.stats().depth == {"comparison": 1})
+        (leased,) = client.lease("anna")
+        assert [one.pictures for one in leased.query.options] == [None, None]
         client.close()
 
 

@@ -23,7 +23,7 @@ from tutelage.types import EnvRecipe
 CARTPOLE = EnvRecipe("CartPole-v1")
 
 
-def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, **training) -> Any:
+def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, model=None, **training) -> Any:
     made = gym.make(env)
     config: Any = TrainerConfig()
     config.learning_method = make_method(method, settings or {})
@@ -33,7 +33,7 @@ def make_learner(tmp_path, method="dagger", env="CartPole-v1", settings=None, **
         module_class=PolicyModule,
         observation_space=made.observation_space,
         action_space=made.action_space,
-        model_config={"value": config.learning_method.needs_value},
+        model_config=model or {"value": config.learning_method.needs_value},
     )
     torch.manual_seed(0)
     learner = MethodLearner(
@@ -199,8 +199,12 @@ def test_unknown_methods_and_settings_are_named():
         make_method("dagger", {"bta": 1})
 
 
-def test_a_warm_start_acts_like_the_policy_it_began_with_and_learns_its_values_first(tmp_path):
-    learner = make_learner(tmp_path, "ppo", settings={"warm_start": "cartpole", "value_first": 2})
+@pytest.mark.parametrize("method", ["ppo", "preference"])
+def test_a_warm_start_acts_like_the_policy_it_began_with_and_learns_its_values_first(tmp_path, method):
+    warm = {"warm_start": "cartpole", "value_first": 2, "entropy_coefficient": 0.01}
+    asking = {"ask_until": 1000} if method == "preference" else {}
+    learner = make_learner(tmp_path, method, settings={**warm, **asking})
+    reward = learner.reward_model.state_dict() if method == "preference" else None
     known = warm_policy("cartpole")
     obs = rollouts(oracle=None)[0].obs.reshape(-1, 4)
     np.testing.assert_allclose(forward_of(learner.policy)(obs), known(obs), atol=1e-4)
@@ -208,12 +212,27 @@ def test_a_warm_start_acts_like_the_policy_it_began_with_and_learns_its_values_f
     for round in range(3):
         layers = list(learner.policy.pi.parameters())
         before = [layer.clone() for layer in layers]
-        learner.update(own_rollouts(learner, round=round), key=str(round), seed=round, env_steps=256)
+        taken = own_rollouts(learner, round=round)
+        learner.update(taken, key=str(round), seed=round, env_steps=256, reward=reward)
         moved = any(
             not torch.equal(a, b) for a, b in zip(before, learner.policy.pi.parameters(), strict=True)
         )
         assert moved == (round >= 2)
     assert not torch.equal(value, learner.values(obs, leading=(len(obs),)))
+
+
+@pytest.mark.parametrize("updates", [0, 2])
+def test_no_bonus_widens_a_policy_while_its_values_are_learnt(tmp_path, updates):
+    settings = {"value_first": 1, "entropy_coefficient": 0.01}
+    learner = make_learner(tmp_path, "ppo", "Pendulum-v1", settings=settings)
+    learner._weights_seq_no = updates
+    collector = Collector(EnvRecipe("Pendulum-v1"), 2, reproducible=True)
+    forward, space = forward_of(learner.policy), collector.envs.action_space
+    act = actor(forward, space, explore=True, rng=np.random.default_rng(0))
+    before = learner.policy.log_std.clone()
+    taken = [with_logp(collector.collect(act, 32), forward, space)]
+    learner.update(taken, key="round-0", seed=0, env_steps=64)
+    assert torch.equal(before, learner.policy.log_std) == (updates == 0)
 
 
 def test_a_warm_start_from_other_layers_is_refused(tmp_path):

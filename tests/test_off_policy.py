@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from ray.rllib.core import DEFAULT_MODULE_ID
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from actors.collect import Collector
@@ -20,6 +21,7 @@ from services.overrides import load_config
 from services.settings import preflight
 from services.trainer import Trainer, result_seeds
 from services.trainer_config import TrainerConfig
+from tests.test_learner import make_learner
 from tutelage.errors import ConfigError
 from tutelage.policy import mode, sample
 from tutelage.types import EnvRecipe
@@ -136,6 +138,30 @@ def test_targets_follow_slowly_and_begin_anew_with_the_critics():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_critics_of_images_begin_anew_with_other_convolutions():
+    space = Box(0, 255, (8, 8, 1), np.uint8)
+    one = PolicyModule(
+        observation_space=space,
+        action_space=ACTIONS,
+        model_config={
+            **SIZES,
+            "critics": True,
+            "value": False,
+            "conv_filters": [[4, 4, 2], [4, 4, 1]],
+        },
+    )
+    assert one.critics is not None
+    before = {name: p.clone() for name, p in one.critics.named_parameters()}
+    one.critics.begin_anew()
+    after = dict(one.critics.named_parameters())
+    weights = [name for name, p in before.items() if p.ndim > 1 and "bias" not in name]
+    assert any(name.startswith("encoder") for name in weights)
+    assert not any(torch.equal(before[name], after[name]) for name in weights)
+    for name in weights:
+        if not name.startswith("target_"):
+            torch.testing.assert_close(after[name], after[f"target_{name}"])
+
+
 def test_a_bandit_is_solved():
     """Reward −|a − goal|² of single steps: the policy's mode goes there."""
     one = module()
@@ -175,24 +201,41 @@ def test_replay_is_there_again_after_a_restart(tmp_path):
     replay = Recent(100, tmp_path / "0")
     replay.add(first)
     replay.add(second)
-    del replay
-    again = Recent(100, tmp_path / "0")
-    again.add(third)
+    replay, known = Recent(100, tmp_path / "0"), replay.added
+    replay.go_on(known)
+    replay.add(third)
+    again = replay
     assert len(again) == 100
     kept = again.sample(2000, np.random.default_rng(0))
     known = np.concatenate([transitions(one)["obs"] for one in (first, second, third)])[-100:]
     seen = {tuple(row) for row in kept["obs"].tolist()}
     assert seen == {tuple(row) for row in known.tolist()}
-    assert len(list((tmp_path / "0").iterdir())) == 7
+    assert len(list((tmp_path / "0").iterdir())) == 6
+
+
+def test_replay_forgets_what_came_after_the_checkpoint(tmp_path):
+    first, second, third = rollouts()
+    replay = Recent(1000, tmp_path / "0")
+    replay.add(first)
+    saved = replay.added
+    replay.add(second)  # and a kill
+    again = Recent(1000, tmp_path / "0")
+    again.go_on(saved)
+    again.add(third)
+    assert len(again) == 80
+    kept = {tuple(row) for row in again.sample(4000, np.random.default_rng(0))["obs"].tolist()}
+    assert kept == {tuple(row) for one in (first, third) for row in transitions(one)["obs"].tolist()}
 
 
 @pytest.mark.parametrize("damage", ["capacity", "missing"])
 def test_replay_of_another_kind_begins_anew(tmp_path, damage):
     first, second, _ = rollouts()
-    Recent(100, tmp_path / "0").add(first)
+    before = Recent(100, tmp_path / "0")
+    before.add(first)
     if damage == "missing":
         (tmp_path / "0" / "2.npy").unlink()
     again = Recent(50 if damage == "capacity" else 100, tmp_path / "0")
+    again.go_on(before.added)
     again.add(second)
     assert len(again) == 40
 
@@ -295,12 +338,35 @@ def test_it_explores_then_asks_then_goes_on_after_a_restart_with_its_replay(tmp_
         seen.append((figures["asked"], figures.get("waiting", 0), figures["minibatches"], trainer.env_steps))
     assert seen == [(0, 1, 40, 200), (0, 1, 40, 400), (10, 0, 40, 600), (10, 0, 40, 800)]
     trainer.save_to_path(str(tmp_path / "saved"))
+    trainer.train()  # a round that no checkpoint knows
     trainer.stop()
     again = Trainer.restored(tmp_path / "saved", pendulum(tmp_path, **settings))
     again.train()
     (learner,) = again._all_learners(lambda learner: (len(learner.recent or ()), learner.rewarded))
     assert learner == (1000, True)
     again.stop()
+
+
+def test_where_the_reward_begins_nothing_is_left_of_the_moments_of_the_novelty(tmp_path):
+    asking = {"comparisons": 10, "segment_length": 10, "ask_until": 1000, "explore_steps": 0}
+    learner = make_learner(
+        tmp_path,
+        "pebble",
+        "Pendulum-v1",
+        settings={**asking, "first_steps": 10, "updates_per_step": 0.5},
+        model={**SIZES, "critics": True, "value": False},
+    )
+    first, second, third = rollouts()
+    learner.update([first], key="0", seed=0, env_steps=40)
+    optimiser = learner.get_optimizer(DEFAULT_MODULE_ID)
+    (before,) = optimiser.state.values()
+    reward = learner.reward_model.state_dict()
+    learner.update([second], key="1", seed=1, env_steps=80, reward=reward)
+    (state,) = optimiser.state.values()
+    assert (float(before["step"]), float(state["step"])) == (20, 20)
+    learner.update([third], key="2", seed=2, env_steps=120, reward=reward)
+    (state,) = optimiser.state.values()
+    assert float(state["step"]) == 40
 
 
 @pytest.mark.slow

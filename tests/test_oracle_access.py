@@ -24,6 +24,7 @@ from expert_oracle.loading import FunctionOracle
 from expert_oracle.remote import RemoteOracle
 from tests.oracle_services import ROOT, SERVE, request, serving, stub_of
 from tutelage.errors import ConfigError, OracleError
+from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
 OBS = np.random.default_rng(0).random((64, 5), np.float32)
 FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
@@ -152,16 +153,19 @@ def test_who_is_refused_is_told_why_in_one_line_and_at_once(pki, server, client,
         assert len(str(info.value)) < 350
 
 
-def test_every_rpc_but_health_asks_for_the_token(pki):
+def test_every_rpc_but_a_look_at_the_health_asks_for_the_token(pki):
     with (
         serving(FIRST_TWO, access=ServerAccess(**pki["tokens"])) as address,
         grpc.insecure_channel(address) as channel,
     ):
-        stub = stub_of(channel)
+        stub, look = stub_of(channel), health_pb2.HealthCheckRequest()
+        health: Any = health_pb2_grpc.HealthStub(channel)
         for names in ((), (("authorization", "Bearer nonsense"),), (("authorization", "sesame"),)):
             for call in (
                 lambda names=names: stub.Act(request(OBS), metadata=names, timeout=5),
                 lambda names=names: next(stub.ActStream(iter([request(OBS)]), metadata=names, timeout=5)),
+                lambda names=names: stub.Describe(pb.DescribeRequest(), metadata=names, timeout=5),
+                lambda names=names: next(health.Watch(look, metadata=names, timeout=5)),
             ):
                 with pytest.raises(grpc.RpcError) as info:
                     call()
@@ -169,12 +173,13 @@ def test_every_rpc_but_health_asks_for_the_token(pki):
         for token in ("sesame", "open"):
             reply = stub.Act(request(OBS), metadata=(("authorization", f"Bearer {token}"),), timeout=5)
             assert reply.WhichOneof("result") == "actions"
-        health: Any = health_pb2_grpc.HealthStub(channel)
-        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        assert health.Check(look).status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_client_without_certificate_sees_unavailable(pki):
-    credentials = grpc.ssl_channel_credentials(Path(pki["ca"]["ca"]).read_bytes())
+@pytest.mark.parametrize("client", ["ca", "stranger", "late"])
+def test_a_client_without_a_certificate_that_is_good_sees_unavailable(pki, client):
+    files = [pki[client].get(name) for name in ("ca", "key", "cert")]
+    credentials = grpc.ssl_channel_credentials(*(path and Path(path).read_bytes() for path in files))
     with (
         serving(FIRST_TWO, access=ServerAccess(**pki["mutual"])) as address,
         grpc.secure_channel(address, credentials) as channel,

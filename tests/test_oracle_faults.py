@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expert_oracle import conversation, links
+from expert_oracle import conversation, links, probing
 from expert_oracle.access import ClientAccess, ServerAccess
 from expert_oracle.links import Board
 from expert_oracle.loading import FunctionOracle
@@ -32,10 +32,11 @@ from tests.oracle_services import (
     process,
     request,
     running,
+    scraped,
     serving,
     stub_of,
 )
-from tutelage import codec
+from tutelage import codec, wire
 from tutelage.errors import OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
@@ -67,6 +68,12 @@ def until(condition, timeout_s=10.0):
     while not condition():
         assert time.monotonic() < end, "did not come about in time"
         time.sleep(0.01)
+
+
+def total(port, workers, *sample):
+    """What all workers have counted, by what they tell at ports in a row."""
+    name = (f"tutelage_oracle_{sample[0]}", *sample[1:])
+    return sum(scraped(port + k).get(name, 0) for k in range(workers))
 
 
 class Stream:
@@ -189,6 +196,50 @@ def test_unanswered_questions_of_a_stream_are_bounded():
         assert set(stream.hear(300)) == set(range(1, 301))
 
 
+def test_a_packed_message_is_taken_as_far_as_there_is_room():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert) as service:
+        stream = Stream(service.address)
+        stream.ask(*(pb.ActRequest(more=[request(OBS[:1], 100 * k + n) for n in range(100)]) for k in (1, 2)))
+        until(lambda: service.batcher.figures.requests["ActStream"] == conversation.MAX_UNANSWERED)
+        time.sleep(0.2)
+        assert service.batcher.figures.requests["ActStream"] == conversation.MAX_UNANSWERED
+        expert.go.set()
+        heard = [reply.id for message in stream.end() for reply in message.more or [message]]
+        assert sorted(heard) == [*range(100, 300)]
+
+
+class Wide:
+    """Answers each state by 2 MiB."""
+
+    def act(self, obs):
+        return np.repeat(obs[:, :1], 2**19, axis=1)
+
+
+def test_answers_that_nobody_reads_are_bounded(monkeypatch):
+    """Who asks little, is answered much and reads nothing has little held, and disturbs few others."""
+    monkeypatch.setattr(conversation, "MAX_UNREAD_BYTES", 2**24)
+    with running(Wide()) as service, grpc.insecure_channel(service.address) as channel:
+        unread, figures = service.service._unread, service.batcher.figures
+        deaf = [Stream(service.address) for _ in range(8)]  # four times what may be unread
+        for stream in deaf:
+            stream.ask(*(request(OBS[:1, :1], n) for n in range(8)))
+        until(lambda: figures.requests["ActStream"] == 64 and not figures.waiting_rows)
+        until(lambda: figures.refusals["busy"] > 0)
+        assert 2**23 < unread.size <= 2**24 + 8 * conversation.SPARED_BYTES
+        with pytest.raises(grpc.RpcError, match="too many answers are not read"):
+            stub_of(channel).Act(request(OBS[:1, :1]))
+        small = stub_of(channel).Act(request(OBS[:0, :1]))  # nobody's small answers are held up
+        assert codec.decode(small.actions).shape == (0, 2**19)
+        for stream in deaf:
+            stream.break_off()
+        until(lambda: unread.size == 0)
+        large = stub_of(channel).Act(request(OBS[:1, :1]), timeout=20)
+        assert codec.decode(large.actions).shape == (1, 2**19)
+        until(lambda: unread.size == 0)
+
+
 # What nobody waits for any more
 
 
@@ -204,6 +255,41 @@ def test_a_question_that_is_late_is_not_put_to_the_expert():
         assert replies[2].error == "not begun within the time that the request allows"
         assert replies[1].WhichOneof("result") == replies[3].WhichOneof("result") == "actions"
     assert len(expert.rows) == 128
+
+
+def test_who_is_late_is_told_while_the_expert_is_at_work():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert) as service:
+        stream = Stream(service.address)
+        stream.ask(request(OBS, 1))
+        until(lambda: service.batcher.figures.rows == 64)
+        until(lambda: service.batcher.figures.waiting_rows == 0)  # it has begun
+        stream.ask(request(OBS, 2, timeout_s=0.1))
+        assert "not begun within the time" in stream.hear(1)[2].error
+        assert service.batcher.figures.waiting_rows == service.batcher.figures.waiting_bytes == 0
+        expert.go.set()
+        stream.hear(1)
+
+
+def test_questions_that_were_given_up_make_room_while_the_expert_is_at_work():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert, max_waiting=128) as service:
+        waiting = lambda: service.batcher.figures.waiting_rows  # noqa: E731
+        first = Stream(service.address)
+        first.ask(request(OBS, 1))
+        until(lambda: service.batcher.figures.rows == 64 and not waiting())
+        for _ in range(3):  # as one who tries again and again
+            stream = Stream(service.address)
+            stream.ask(request(OBS + 1, 2), request(OBS + 1, 3))
+            until(lambda: waiting() == 128)
+            stream.break_off()
+            until(lambda: not waiting())
+        assert not service.batcher.figures.refusals
+        expert.go.set()
+        first.hear(1)
+    assert len(expert.rows) == 64
 
 
 def test_a_call_that_was_given_up_is_not_put_to_the_expert():
@@ -269,6 +355,106 @@ def test_a_question_under_way_when_the_line_broke_is_not_computed_again():
     assert Counter(expert.rows).most_common(1)[0][1] == 1
 
 
+def test_another_question_under_an_old_id_is_a_new_one():
+    expert = Counting()
+    expert.go.clear()
+    with running(expert) as service:
+        first = Stream(service.address, "me")
+        first.ask(request(OBS, 1))
+        until(lambda: service.batcher.figures.rows == 64)
+        first.break_off()
+        until(lambda: service.batcher.figures.streams == 0)
+        for k in range(1, 4):  # the client has started anew; the first time its old question is under way
+            second = Stream(service.address, "me")
+            second.ask(request(OBS + k, 1))
+            until(lambda k=k: service.batcher.figures.rows == 64 * (k + 1))
+            expert.go.set()
+            np.testing.assert_array_equal(codec.decode(second.hear(1)[1].actions), (OBS + k)[:, :2])
+            second.break_off()
+        assert service.batcher.figures.repeats == 0
+    assert Counter(expert.rows).most_common(1)[0][1] == 1
+
+
+def test_a_call_that_is_tried_again_under_its_id_is_not_computed_again():
+    expert, me = Counting(), ((codec.CLIENT, "me"),)
+    expert.go.clear()
+    with running(expert) as service, grpc.insecure_channel(service.address) as channel:
+        act, figures = stub_of(channel).Act, service.batcher.figures
+        first = act.future(request(OBS, 1), metadata=me)
+        until(lambda: figures.rows == 64 and not figures.waiting_rows)
+        first.cancel()
+        again = act.future(request(OBS, 1), metadata=me)  # under way
+        until(lambda: figures.repeats == 1)
+        expert.go.set()
+        for call in (again, act.future(request(OBS, 1), metadata=me)):  # and answered
+            np.testing.assert_array_equal(codec.decode(call.result().actions), OBS[:, :2])
+        assert (figures.repeats, len(expert.rows)) == (2, 64)
+        stream = Stream(service.address, "me")  # its answer is the client's, by whichever way
+        stream.ask(request(OBS, 1))
+        stream.hear(1)
+        assert len(expert.rows) == 64
+        for metadata, number in ((me, 0), ((), 1)):
+            act(request(OBS, number), metadata=metadata)
+            act(request(OBS, number), metadata=metadata)
+        assert len(expert.rows) == 5 * 64
+
+
+class Unsteady(oracle_pb2_grpc.ExpertOracleServicer):
+    """Answers each call at the third try."""
+
+    def __init__(self):
+        self.tries = Counter()
+
+    async def _try(self, rpc, code, context):
+        self.tries[rpc] += 1
+        if self.tries[rpc] < 3:
+            await context.abort(code, "not yet")
+
+    async def Describe(self, request, context):
+        await self._try("Describe", grpc.StatusCode.UNAVAILABLE, context)
+        return pb.DescribeReply(name="unsteady")
+
+    async def Act(self, request, context):
+        await self._try("Act", grpc.StatusCode.RESOURCE_EXHAUSTED, context)
+        return pb.ActReply(id=request.id)
+
+
+def test_the_service_config_has_grpc_try_again():
+    async def start():
+        service = grpc.aio.server()
+        oracle_pb2_grpc.add_ExpertOracleServicer_to_server(unsteady, service)
+        port = service.add_insecure_port("127.0.0.1:0")
+        await service.start()
+        return service, port
+
+    unsteady = Unsteady()
+    with looping() as run:
+        service, port = run(start())
+        with grpc.insecure_channel(f"127.0.0.1:{port}", probing.OPTIONS) as channel:
+            assert stub_of(channel).Describe(pb.DescribeRequest(), timeout=20).name == "unsteady"
+            assert stub_of(channel).Act(request(OBS, 5), timeout=20).id == 5
+        run(service.stop(1.0))
+    assert unsteady.tries == {"Describe": 3, "Act": 3}
+
+
+def test_a_call_that_grpc_tries_again_after_a_break_is_not_computed_again():
+    expert = Counting()
+    expert.go.clear()
+    with (
+        running(expert) as service,
+        line_to(service.address) as (address, line),
+        grpc.insecure_channel(address, probing.OPTIONS) as channel,
+    ):
+        figures = service.batcher.figures
+        call = stub_of(channel).Act.future(request(OBS, 1), metadata=((codec.CLIENT, "me"),))
+        until(lambda: figures.rows == 64)
+        line("cut")
+        until(lambda: figures.repeats == 1)
+        expert.go.set()
+        np.testing.assert_array_equal(codec.decode(call.result().actions), OBS[:, :2])
+    assert len(expert.rows) == 64
+
+
 def test_the_memory_of_all_clients_together_is_bounded():
     replies = [pb.ActReply(id=number, error="x" * 2**20) for number in range(1, 16)]
 
@@ -276,7 +462,7 @@ def test_the_memory_of_all_clients_together_is_bounded():
         for client in clients:
             memory = stay.enter_context(memories.of(client))
             for reply in replies:
-                memory.note(reply)
+                memory.note(reply, 0)
 
     async def come_and_go():
         memories = conversation.Memories()
@@ -285,14 +471,14 @@ def test_the_memory_of_all_clients_together_is_bounded():
                 await come(memories, [f"gone {number}"], stay)
         assert 0.9 * conversation.MAX_ALL_BYTES < memories.size <= conversation.MAX_ALL_BYTES
         with memories.of("gone 39") as last, memories.of("gone 0") as first:
-            assert [last.known(reply.id) for reply in replies] == replies
-            assert first.known(1) is None
+            assert [last.known(reply.id, 0) for reply in replies] == replies
+            assert first.known(1, 0) is None
         with contextlib.ExitStack() as stay:
             await come(memories, [f"here {number}" for number in range(40)], stay)
             assert memories.size <= conversation.MAX_ALL_BYTES
             with memories.of("here 0") as first, memories.of("gone 39") as last:
-                assert [first.known(reply.id) for reply in replies] == replies
-                assert last.known(1) is None
+                assert [first.known(reply.id, 0) for reply in replies] == replies
+                assert last.known(1, 0) is None
         for client in [*map("here {}".format, range(40))]:
             with memories.of(client) as memory:
                 memory.forget_before(16)
@@ -670,6 +856,20 @@ def test_too_many_questions_in_one_message_end_the_stream():
             stream.hear(1)
 
 
+def test_a_message_that_would_grow_in_memory_is_refused_before_it_is_parsed():
+    bushy = b"\x2a\x00" * (wire.SMALL)  # so many empty questions
+    with serving(FIRST_TWO) as address, grpc.insecure_channel(address) as channel:
+        calls = (
+            lambda: channel.unary_unary(f"{SERVICE}Act")(bushy, timeout=20),
+            lambda: next(channel.stream_stream(f"{SERVICE}ActStream")(iter([bushy]), timeout=20)),
+        )
+        for call in calls:
+            with pytest.raises(grpc.RpcError, match="no ActRequest: more than 131,072 fields") as info:
+                call()
+            assert info.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+        assert channel.unary_unary(f"{SERVICE}Describe")(bushy, timeout=20)
+
+
 def test_a_tree_of_too_many_parts_is_refused():
     bushy = pb.Tree(list=pb.TreeList(items=[pb.Tree(list=pb.TreeList())] * 5000))
     with serving(FIRST_TWO) as address:
@@ -811,12 +1011,15 @@ def test_a_thousand_clients_that_come_and_go_leave_nothing():
             assert after[2] <= rss + 30 * 2**20
 
 
-def test_workers_share_a_port_come_back_and_drain(tmp_path):
+def workers_of(child):
+    return {one.pid for one in psutil.Process(child.pid).children() if "spawn_main" in str(one.cmdline())}
+
+
+def test_workers_share_a_port_and_come_back():
     command = ("tests/oracles.py:Slow", "127.0.0.1:0", "seconds=0.02", "--workers", "2", "--max-batch", "16")
     obs = np.arange(1_000, dtype=np.float32).reshape(-1, 2)
     with process(*command) as (child, address), ThreadPoolExecutor(8) as pool:
-        children = psutil.Process(child.pid).children()
-        workers = {one.pid for one in children if "spawn_main" in str(one.cmdline())}
+        workers = workers_of(child)
         assert len(workers) == 2
         oracles = [RemoteOracle([address], max_rows=16, reconnect_timeout_s=3.0) for _ in range(8)]
         answers = [pool.submit(oracle.act, obs) for oracle in oracles]
@@ -824,14 +1027,40 @@ def test_workers_share_a_port_come_back_and_drain(tmp_path):
         os.kill(min(workers), signal.SIGKILL)
         for answer in answers:
             np.testing.assert_array_equal(answer.result(60), obs)
-        answers = [pool.submit(oracle.act, obs[:160]) for oracle in oracles]
-        time.sleep(0.3)
+
+
+def test_workers_answer_what_they_accepted_before_they_end():
+    port = free_port()
+    options = ("seconds=0.1", "--workers", "2", "--max-batch", "1", "--metrics-address", f"127.0.0.1:{port}")
+    with process("tests/oracles.py:Slow", "127.0.0.1:0", *options) as (child, address):
+        workers = workers_of(child)
+        streams = [Stream(address) for _ in range(8)]
+        for k, stream in enumerate(streams):
+            stream.ask(*(request(np.full((1, 2), 10 * k + n, np.float32), n) for n in range(5)))
+        until(lambda: total(port, 2, "requests_total", "ActStream") == 40)
         child.send_signal(signal.SIGTERM)
-        kept = [answer for answer in answers if answer.exception(30) is None]
-        for answer in kept:
-            np.testing.assert_array_equal(answer.result(), obs[:160])
+        for k, stream in enumerate(streams):
+            replies = {reply.id: codec.decode(reply.actions)[0, 0] for reply in stream.call}
+            assert replies == {n: 10 * k + n for n in range(5)}
         assert child.wait(20) == 0
         assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_expert_that_does_not_come_to_an_end_is_left(workers):
+    port = free_port()
+    options = ("--workers", str(workers), "--metrics-address", f"127.0.0.1:{port}", "--grace-s", "0.5")
+    with (
+        process("tests/oracles.py:Slow", "127.0.0.1:0", "seconds=300", *options) as (child, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        call = stub_of(channel).Act.future(request(OBS))
+        until(lambda: total(port, workers, "requests_total", "Act") == 1)
+        child.send_signal(signal.SIGTERM)
+        assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert child.wait(30) == 0
+        assert child.stderr is not None
+        assert child.stderr.read().startswith("warning: left the expert in mid-call (grace_s=0.5)\n")
 
 
 def test_workers_that_cannot_start_say_why():

@@ -5,32 +5,21 @@ import logging
 import signal
 import subprocess
 import sys
-import urllib.request
 
 import grpc
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from expert_oracle.loading import FunctionOracle
 from expert_oracle.metrics import LOG, Histogram, JsonFormatter, TextFormatter, event, fault
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
-from tests.oracle_services import ROOT, SERVE, free_port, process, request, running, serving, stub_of
+from tests.oracle_services import ROOT, SERVE, free_port, process, request, running, scraped, serving, stub_of
 from tutelage import plugins
 
 OBS = np.random.default_rng(0).random((64, 5), np.float32)
 FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
 Slow = plugins.load(str(ROOT / "tests" / "oracles.py") + ":Slow")
-
-
-def scraped(port):
-    """Every sample by its name and labels."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-    samples = (sample for family in families for sample in family.samples)
-    return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
 
 
 def tutelage(*arguments):

@@ -17,7 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from expert_oracle import server
+from expert_oracle import batching, server
+from expert_oracle.human import HumanOracle
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
@@ -200,6 +201,13 @@ class Choosy:
         return obs
 
 
+def told(call, number):
+    """The reply of a call, or one that says that the service is busy."""
+    if call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return pb.ActReply(id=number, busy=call.details())
+    return call.result()
+
+
 def joined(service, expert, n, then=lambda: None):
     """The replies of n questions that share one call, by their ids, and how large that call's parts were."""
     with grpc.insecure_channel(service.address) as channel:
@@ -213,11 +221,14 @@ def joined(service, expert, n, then=lambda: None):
         then()
         expert.go.set()
         first.result()
-        replies = [other.result() for other in others]
+        replies = [told(other, k) for k, other in enumerate(others)]
     return {reply.id: reply for reply in replies}, expert.batches[1:]
 
 
-@pytest.mark.parametrize("guilty", [[0], [63], [17], [3, 40], [8, 9, 10, 11]])
+@pytest.mark.parametrize(
+    "guilty",
+    [[0], [63], [17], [3, 40], [8, 9, 10, 11], [0, 16, 32, 48], [5, 20, 40, 60], [*range(0, 64, 8)]],
+)
 def test_of_questions_that_share_a_call_the_guilty_are_found_in_halves(guilty):
     expert = Choosy(guilty)
     with running(expert) as service:
@@ -226,15 +237,50 @@ def test_of_questions_that_share_a_call_the_guilty_are_found_in_halves(guilty):
     assert len(batches) <= 2 * 6 * len(guilty) + 1
 
 
-@pytest.mark.parametrize(
-    ("error", "calls"), [(RuntimeError, 8), (ValueError, 8), (TimeoutError, 1), (ConnectionResetError, 1)]
-)
-def test_an_expert_that_always_fails_is_not_asked_for_each(error, calls):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_an_expert_that_always_fails_is_not_asked_for_each(error):
+    expert = Choosy(range(64), error)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 64)
+    words = f"{error.__name__}: no"
+    assert sum(reply.error == words for reply in replies.values()) == 8  # alone, one after the other
+    assert sum(reply.busy.endswith(f"failed for others: {words}") for reply in replies.values()) == 56
+    assert len(batches) == 3 + 15  # joined calls of 64, 32 and 16, and all parts of one of 8
+
+
+def test_an_expert_that_often_fails_is_not_asked_for_each():
+    guilty = [*range(1, 512, 2)]
+    expert = Choosy(guilty)
+    with running(expert) as service:
+        replies, batches = joined(service, expert, 512)
+    assert len(batches) < 2 * 64 + 1
+    assert all(k in guilty for k in range(512) if replies[k].error)
+    assert all(reply.busy for k, reply in replies.items() if k > 200)
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError])
+def test_an_expert_whose_source_is_gone_is_asked_once(error):
     expert = Choosy(range(64), error)
     with running(expert) as service:
         replies, batches = joined(service, expert, 64)
     assert all(f"{error.__name__}: no" in reply.error for reply in replies.values())
-    assert len(batches) == calls
+    assert len(batches) == 1
+
+
+def test_innocent_questions_beside_many_bad_ones_are_answered_in_the_end():
+    expert = Choosy([*range(1, 512, 2), *range(512, 600)])
+    with serving(expert) as address, ThreadPoolExecutor(3) as pool:
+        oracles = [RemoteOracle([address], max_rows=1, window=64) for _ in range(3)]
+        expert.go.set()
+        states = [np.arange(0, 512, 2), np.arange(1, 512, 2), np.arange(512, 600)]
+        answers = [
+            pool.submit(oracle.act, rows[:, None].astype(np.float32))
+            for oracle, rows in zip(oracles, states, strict=True)
+        ]
+        np.testing.assert_array_equal(answers[0].result(30)[:, 0], states[0])
+        for answer in answers[1:]:
+            with pytest.raises(OracleError, match=r"could not answer: RuntimeError: no$"):
+                answer.result(30)
 
 
 def test_a_service_behind_a_service_that_is_gone_is_asked_once():
@@ -296,11 +342,85 @@ def test_an_expert_that_would_end_the_process_ends_nothing(fault):
 
     with serving(FunctionOracle(act)) as address:
         oracle = RemoteOracle([address], deadline_s=5.0)
-        for _ in range(3):  # in a thread; then on the event loop, once it has been quick
+        for _ in range(2):  # in a thread; then on the event loop, once it has been quick
             with pytest.raises(OracleError, match=f"could not answer: {fault.__name__}: over$"):
                 oracle.act(-OBS)
-            for _ in range(3):
+            for _ in range(2 * batching.QUICK_RUN):
                 np.testing.assert_array_equal(oracle.act(OBS), OBS[:, :2])
+
+
+class Moody:
+    """Notes in which thread it was asked; is slow where a state says so, and quick with others."""
+
+    def __init__(self):
+        self.threads = []
+
+    def act(self, obs):
+        self.threads.append(threading.current_thread().name)
+        if (obs < 0).any():
+            raise ValueError("no")
+        if (obs == 7).any():
+            time.sleep(2 * batching.SLOW_S)
+        return obs[:, :1]
+
+    def on_loop(self):
+        return not self.threads[-1].startswith("expert")
+
+
+def test_an_expert_runs_on_the_event_loop_after_many_quick_answers_and_never_again_after_a_slow_one(
+    monkeypatch,
+):
+    monkeypatch.setattr(batching, "QUICK_S", 1.0)  # also where other work goes on
+    monkeypatch.setattr(batching, "SLOW_S", 0.25)
+    expert, obs = Moody(), np.ones((2, 1), np.float32)
+    with serving(expert) as address, grpc.insecure_channel(address) as channel:
+        act = stub_of(channel).Act
+        for _ in range(batching.QUICK_RUN):
+            act(request(-obs))
+            act(request(obs[:0]))
+            assert not expert.on_loop()  # what fails or is empty says nothing
+        for _ in range(2 * batching.QUICK_RUN):
+            act(request(obs))
+        assert expert.on_loop()
+        act(request(np.ones((3, 1), np.float32)))
+        assert not expert.on_loop()  # more than it was quick with
+        act(request(7 * obs))
+        assert expert.on_loop()
+        for _ in range(2 * batching.QUICK_RUN):
+            act(request(obs))
+            assert not expert.on_loop()
+
+
+def test_quick_answers_of_an_expert_are_noted():
+    quick = batching.Quickness(never=False)
+    for _ in range(batching.QUICK_RUN):
+        assert not quick.covers(64)
+        quick.note(1e-4, 64, answered=True)
+    assert quick.covers(64)
+    assert not quick.covers(65)
+    quick.note(0.01, 1024, answered=True)
+    assert quick.covers(64)
+    quick.note(0.01, 64, answered=True)
+    assert not quick.covers(1)
+
+
+def test_people_are_never_asked_on_the_event_loop():
+    class People(Moody):
+        asks_people = True
+
+    class Wrapped:
+        def __init__(self, oracle):
+            self.oracle, self.act = oracle, oracle.act
+
+    class Several(Moody):
+        def __init__(self):
+            self.members = [Moody(), Wrapped(People())]
+
+    for expert in (People(), Wrapped(People()), Several()):
+        assert server.asks_people(expert)
+        assert not batching.Batcher(expert, max_batch=1, at_once=False).at_once(OBS, 64)
+    assert not server.asks_people(Wrapped(Moody()))
+    assert HumanOracle.asks_people
 
 
 def test_what_the_expert_does_wrong_is_not_its_askers_fault():
@@ -348,6 +468,11 @@ def test_health_and_reflection():
         for service in ("", "tutelage.v1.ExpertOracle"):
             reply = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as info:
+            health.Check(health_pb2.HealthCheckRequest(service="another"))
+        assert info.value.code() == grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+        watched = next(health.Watch(health_pb2.HealthCheckRequest(service="another"), timeout=5))
+        assert watched.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         ask = reflection_pb2.ServerReflectionRequest(list_services="")
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         answers = stub.ServerReflectionInfo(iter([ask]))
@@ -474,6 +599,20 @@ def test_sigterm_answers_what_was_asked_and_exits_cleanly():
         assert child.wait(10) == 0
         assert child.stderr is not None
         assert child.stderr.read() == ""
+
+
+def test_who_watches_the_health_of_a_service_does_not_hold_up_its_end():
+    states = health_pb2.HealthCheckResponse
+    with (
+        process(f"{HERE}:first_two", "127.0.0.1:0", "--grace-s", "100") as (child, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watcher = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watcher).status == states.SERVING
+        child.send_signal(signal.SIGTERM)
+        assert [told.status for told in watcher] == [states.NOT_SERVING]
+        assert child.wait(30) == 0
 
 
 def test_a_stream_that_opens_while_the_service_drains_ends_at_once():

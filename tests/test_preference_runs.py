@@ -1,6 +1,7 @@
 """Runs that learn from comparisons: a hidden reward from few answers; kills in turn; people and machines."""
 
 import contextlib
+import io
 import json
 import re
 import subprocess
@@ -9,15 +10,25 @@ import threading
 import time
 from pathlib import Path
 
+import av
+import numpy as np
 import psutil
 import pytest
 from playwright.sync_api import sync_playwright
 
+from actors.collect import Collector
+from actors.forward import random_actor
 from learner.comparisons import Comparisons
 from services.labeler.answering import worker
 from services.labeler.beside import GRPC
 from services.labeler.ledger import Ledger
+from services.labeler.serve import Running
+from services.overrides import load_config
+from services.preferences import LabelerSpec, Preferences
+from services.settings import build_config
+from services.trainer_config import TrainerConfig
 from tests.browser import CHROMIUM, FLAGS, GUIDED, SETTLED
+from tests.labelers import Page, page, served, wait_for
 from tutelage.errors import ServiceError, Unreachable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +157,129 @@ def test_nothing_is_lost_or_counted_twice_when_trainer_labeler_and_store_are_kil
     assert set(heard) <= set(answered)
     assert len({line["asked"] for line in lines if "asked" in line}) == 40
     assert len(Comparisons(run / "preferences")) >= 35  # ties and all; only doubts teach nothing
+
+
+RESTLESS = "environment.env=tests.environments_for_tests:Restless-v0"
+
+
+def machines_of(folder: Path) -> tuple[Path, Path]:
+    """A trainer's token, and the file by which a labeler knows it."""
+    token, machines = folder / "token", folder / "machines"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    machines.write_text(f"{token.read_text()} trainer trainer\n")
+    return token, machines
+
+
+def looked_at(anna: Page, running: Running, n: int) -> list[str]:
+    """The next `n` questions, once their clips show what was observed: `Restless` says it by its greys."""
+    asked = wait_for(lambda: len(found := anna.do("lease", n=n)["questions"]) == n and found)
+    for question in asked:
+        segments = running.labeling.query(question["id"]).options
+        for panel in question["view"]["panels"]:
+            shown = greys(anna.get(f"/clips/{panel['clip']}").content)
+            assert shown.shape == (13,)  # one before each step, and the last
+            np.testing.assert_allclose(shown[:12], segments[panel["option"]].obs[:, 0], atol=0.03)
+    return [question["id"] for question in asked]
+
+
+def test_people_see_what_was_drawn_where_nothing_can_be_replayed_also_after_a_restart(tmp_path):
+    token, machines = machines_of(tmp_path)
+    config = build_config(load_config("preference-cartpole", [*SMALL, RESTLESS, "method.comparisons=4"]))
+    labelers = {"grpc_address": "127.0.0.1:0", "token_file": str(machines), "gold": 0.0}
+    seen = list[list[str]]()
+    for folder in ("first", "second"):  # which knows of nothing: what is open is asked there, whole
+        with served(tmp_path / folder, **labelers) as running:
+            spec = LabelerSpec(f"grpc://{running.grpc_address}", {"token_file": str(token)})
+            config.feedback(labeler=spec.labeler)
+            collector = Collector(config.env_recipe(), 4, drawn=config.drawn_if_not_replayed())
+            act = random_actor(collector.envs.action_space, 0)
+            settings, envs = config.reward_settings(), collector.envs
+            assert settings is not None
+            spaces = envs.observation_space, envs.action_space
+            preferences = Preferences(settings, spaces, tmp_path / "preferences", spec, 0)
+            preferences.advance([] if seen else [collector.collect(act, 64) for _ in range(2)], 0)
+            with contextlib.closing(page(running)) as anna:
+                seen.append(looked_at(anna, running, 2))
+                if len(seen) == 2:
+                    for id in seen[-1]:
+                        anna.do("answer", question=id, value=[1, 0])
+                    assert wait_for(lambda side=preferences: side.advance([], 0).ready)
+            preferences.close()
+    assert sorted(seen[0]) == sorted(seen[1])
+
+
+@pytest.mark.slow
+def test_a_run_asks_people_where_nothing_can_be_replayed(tmp_path, processes):
+    run, (token, machines) = tmp_path / "run", machines_of(tmp_path)
+    labeler = {"grpc_address": "127.0.0.1:0", "token_file": str(machines), "gold": 0.0}
+    with served(tmp_path / "labeler", **labeler) as running:
+        settings = [
+            *(f"feedback.labeler=grpc://{running.grpc_address}", f"feedback.arguments.token_file={token}"),
+            *("method.comparisons=4", "stop.comparisons=4", "stop.env_steps=null"),
+            *("method.ask_until=1000", "method.batch=2"),
+        ]
+        trainer = tutelage(
+            *("train", "preference-cartpole", *SMALL, RESTLESS, *settings, "--run", str(run), "--json")
+        )
+        processes.append(trainer)
+        with contextlib.closing(page(running)) as anna:
+            for _ in range(2):
+                for id in looked_at(anna, running, 2):
+                    anna.do("answer", question=id, value=[1, 0])
+        assert summary_of(trainer)["comparisons"] == 4
+
+
+def greys(video: bytes) -> np.ndarray:
+    """How bright each picture of a video is, from 0 to 1."""
+    with av.open(io.BytesIO(video), "r") as container:
+        return np.array(
+            [frame.to_ndarray(format="rgb24").mean() / 255 for frame in container.decode(video=0)]
+        )
+
+
+SLOW = """
+import time
+from expert_oracle.synthetic import Teacher
+
+class Slow(Teacher):
+    def label(self, queries):
+        time.sleep(0.4 if self._seen else 0.0)
+        return super().label(queries)
+"""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_policy_goes_on_while_somebody_thinks_and_its_reward_is_only_so_old(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    asking = {"comparisons": 40, "first_share": 0.5, "batch": 2, "segment_length": 12, "ask_until": 1500}
+    config = (
+        TrainerConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=1, num_envs_per_env_runner=4, rollout_fragment_length=32)
+        .method("preference", passes=1, members=2, reward_hiddens=(16,), **asking)
+        .feedback(
+            labeler=f"{tmp_path / 'slow.py'}:Slow",
+            arguments={"reward": "expert_oracle.tasks:upright"},
+            max_reward_lag=2,
+        )
+        .collection(asynchronous=True)
+        .training(minibatch_size=64, num_epochs=1)
+        .evaluation(evaluation_interval=None)
+        .storage(run_directory=tmp_path / "run")
+        .debugging(seed=1)
+    )
+    trainer = config.build_trainer()
+    rounds = []
+    while trainer.env_steps < 1500:
+        trainer.train()
+        rounds.append(dict(trainer.figures))
+    trainer.stop()
+    learning = [one for one in rounds if "waiting" not in one]
+    assert len(learning) >= 8
+    assert all(one["minibatches"] == 2 for one in learning)
+    assert max(one["reward_lag"] for one in learning) == 2
+    assert rounds[-1]["comparisons"] > learning[0]["comparisons"] == 20
+    assert np.isfinite([one["reward_loss"] for one in learning]).all()
 
 
 @pytest.mark.slow

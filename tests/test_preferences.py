@@ -14,6 +14,7 @@ from expert_oracle.synthetic import Teacher
 from expert_oracle.tasks import upright
 from learner.methods.cpl import CPL
 from learner.methods.preference import Preference
+from learner.pairs import WAYS, choose, looks
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services import preferences
 from services.overrides import load_config
@@ -89,6 +90,37 @@ def test_the_first_answers_are_waited_for_and_later_ones_are_not(tmp_path):
     assert reward.fit()["comparisons"] == before["comparisons"] + 1
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_only_ways_that_need_a_reward_model_wait_for_one(tmp_path, way, monkeypatch):
+    ways = []
+
+    def chosen(way, *given, **more):
+        ways.append(way)
+        return choose(way, *given, **more)
+
+    monkeypatch.setattr("learner.reward_learner.choose", chosen)
+    reward = reward_learner(tmp_path, pairs=way)
+    reward.observe(rollouts(1))
+    reward.hear(Teacher(reward=upright).label(reward.ask(0)))
+    reward.fit()
+    reward.ask(500)
+    assert ways == ["uniform" if way in ("disagreement", "entropy") else way, way]
+
+
+def test_k_centre_knows_what_was_asked_before_a_restart(tmp_path):
+    def looked(**changes):
+        reward = reward_learner(tmp_path, pairs="k_centre", options=3, **changes)
+        reward.observe(rollouts(1))
+        return reward, reward.ask(0)
+
+    first, queries = looked(comparisons=20)
+    seen = np.stack([[looks(one.obs, one.actions, axis=0) for one in query.options[:2]] for query in queries])
+    np.testing.assert_allclose(first._looks(), seen)
+    again, more = looked(comparisons=40)
+    assert len(queries) == len(more) == 5
+    np.testing.assert_allclose(again._looks()[:5], seen)
+
+
 class Slowly:
     """Preferences whose answers come one a look."""
 
@@ -145,7 +177,7 @@ def test_what_an_end_is_worth_is_learnt_from_who_saw_it(tmp_path):
     reward.observe(rollouts(10))
     reward.hear(Teacher().label(reward.ask(0)))  # a step is worth 1, one after the end 0
     reward.fit()
-    assert reward.model.ends_known
+    assert reward.model.ends_known.all()
     rewards = predicted(reward.model, rollouts(1)[0], relative_to_end=True)
     assert (rewards > 0).mean() > 0.95
 
@@ -174,6 +206,24 @@ def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
     assert Nobody.asked == first
     again.advance(rollouts(), 10)
     assert Nobody.asked == first
+
+
+def test_scripted_teachers_err_at_other_questions_in_each_run_and_after_a_restart(tmp_path):
+    rewards = np.random.default_rng(0).uniform(0, 1, (100, 2, 10))
+
+    def mistakes(folder, run_seed, **arguments):
+        spec = LabelerSpec("synthetic:mistake", {"mistake": 0.5, **arguments})
+        teacher: Any = Preferences(settings(), spaces(), tmp_path / folder, spec, run_seed).labeler
+        return [bool(teacher.weights(list(pair)).argmax() != pair.sum(1).argmax()) for pair in rewards]
+
+    first = mistakes("a", 1)
+    assert mistakes("b", 1) == first
+    assert mistakes("c", 2) != first
+    asking = reward_learner(tmp_path / "a")
+    asking.observe(rollouts(1))
+    asking.ask(0)
+    assert mistakes("a", 1) != first
+    assert mistakes("d", 1, seed=5) == mistakes("e", 2, seed=5)
 
 
 def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
@@ -209,6 +259,7 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["feedback.labeler=humna"], "did you mean 'human'"),
         (["feedback.labeler=synthetic:oracle", "feedback.arguments.patience=1"], "feedback.arguments"),
         (["feedback.max_reward_lag=-1"], "feedback.max_reward_lag"),
+        (["feedback.drawn_envs=0"], "feedback.drawn_envs: expected a whole number of at least 1, got 0"),
         (["feedback.max_unanswered=-1"], "feedback.max_unanswered"),
     ],
 )
@@ -230,11 +281,36 @@ def test_answers_that_were_corrected_are_learnt_and_odd_ones_refused(tmp_path):
     reward.hear([replace(answers[0], value=1 - np.asarray(answers[0].value))])
     reward.fit()
     assert any(not torch.equal(a, b) for a, b in zip(before, reward.model.parameters(), strict=True))
-    (newest,) = reward.comparisons.last(1).rows
-    assert newest == 0
+    assert reward.comparisons.new_since(10) is None
     for odd in ([1.0, 0.0, 0.0], [np.nan, 1.0], [2.0, -1.0], 1):
         with pytest.raises(TrainingError, match=f"question {queries[1].id} with"):
             reward.hear([replace(answers[1], value=np.asarray(odd), annotator="odd")])
+
+
+def test_accuracy_on_new_answers_is_not_of_old_ones_that_were_corrected(tmp_path, monkeypatch):
+    reward = reward_learner(tmp_path, comparisons=40, first_share=0.5)
+    reward.observe(rollouts())
+    first = Teacher(reward=upright).label(reward.ask(0))
+    reward.hear([replace(first[0], cannot_tell=True), *first[1:]])
+    reward.fit()
+    again = reward_learner(tmp_path, comparisons=40, first_share=0.5)
+    again.set_state(reward.get_state())
+    again.observe(rollouts())
+    tested = []
+    monkeypatch.setattr(again.model, "test", lambda data: tested.append(data.compared.rows) or (0.0, 0.5))
+    new = Teacher(reward=upright).label(again.ask(900))
+    again.hear([*new, *(replace(one, value=1 - np.asarray(one.value)) for one in first)])
+    again.fit()
+    assert sorted(tested[0]) == [0, *range(20, 20 + len(new))]  # nothing was learnt of the first before
+
+
+def test_a_run_given_fewer_questions_than_were_asked_asks_none(tmp_path):
+    before = reward_learner(tmp_path, comparisons=40, first_share=0.5)
+    before.observe(rollouts())
+    before.hear(replace(one, cannot_tell=True) for one in Teacher(reward=upright).label(before.ask(0)))
+    after = reward_learner(tmp_path, comparisons=10, first_share=0.5)
+    after.observe(rollouts())
+    assert after.ask(10) == []
 
 
 def test_where_nobody_could_tell_others_are_asked(tmp_path):

@@ -1,6 +1,7 @@
 """A reward model finds the reward behind comparisons, whatever answers are wrong or ties."""
 
 from copy import deepcopy
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -130,6 +131,53 @@ def test_members_see_other_draws_which_stay():
     assert not torch.allclose(two, three)
 
 
+def with_ends(N, kept, *, offset):
+    """Steps worth `offset` and more or less; in the comparisons `kept` one segment ends before the other."""
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(N, 2, 20, 3)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (N, 2, 20, 2)).astype(np.float32)
+    ended = np.zeros((N, 2, 20), bool)
+    ended[kept, 0, 10:] = True
+    rewards = np.where(ended, 0, offset + np.tanh(obs[..., 0]))
+    return Compared(
+        obs, actions, np.eye(2, dtype=np.float32)[rewards.sum(-1).argmax(-1)], np.arange(N), ended
+    )
+
+
+def test_an_end_is_known_to_those_who_drew_a_few_and_its_worth_is_theirs():
+    counts = drawn(np.arange(100), 3, 1) > 0
+    few = np.flatnonzero(~counts[0] & counts[1] & counts[2])
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(with_ends(100, few[:1], offset=1.0), passes=2)
+    assert not model.ends_known.any()
+    data = with_ends(100, few, offset=1.0)
+    model.fit(data, passes=30)
+    assert model.ends_known.tolist() == [False, True, True]
+    obs, actions = (torch.from_numpy(x.reshape(-1, x.shape[-1])) for x in (data.obs, data.actions))
+    rewards = model.rewards(obs, actions, relative_to_end=True)
+    assert len(rewards) == 2
+    assert (rewards.mean(-1) > 0.5).all()  # a step is worth more than an end
+
+
+def test_pictures_after_an_end_do_not_count_in_the_moments():
+    data = with_ends(50, np.arange(50), offset=1.0)
+    assert data.ended is not None
+    data.obs[data.ended] = 8.0
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.fit(data, passes=1)
+    (encoder,) = model.encoders
+    leaf: Any = encoder.get_submodule("leaves.0")
+    torch.testing.assert_close(leaf.norm.mean, torch.from_numpy(data.obs[~data.ended].mean(0)))
+    torch.testing.assert_close(leaf.norm.std, torch.from_numpy(data.obs[~data.ended].std(0)))
+
+
+def test_the_worth_of_an_end_does_not_decay():
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    model.ended_reward.data += 3.0
+    model.fit(with_ends(50, np.zeros(0, int), offset=1.0), passes=5)
+    torch.testing.assert_close(model.ended_reward.data, torch.full((3, 1), 3.0))
+
+
 def test_each_member_may_have_returns_of_its_own_segments():
     data = compared(8)
     model = RewardModel(BOX, ACTIONS, seed=1)
@@ -140,6 +188,31 @@ def test_each_member_may_have_returns_of_its_own_segments():
     of = torch.tensor([[0, 3], [3, 5], [7, 3]])
     expected = model.returns(obs, actions, ended).gather(1, of[..., None].expand(-1, -1, 2))
     torch.testing.assert_close(model.returns(obs, actions, ended, of=of), expected)
+
+
+def test_of_images_each_member_has_convolutions_of_its_own():
+    """What a member does not draw leaves it as it is."""
+    space = gym.spaces.Dict(image=gym.spaces.Box(0, 255, (8, 8, 1), np.uint8), vector=BOX)
+    rng = np.random.default_rng(0)
+    obs = {
+        "image": rng.integers(0, 255, (1, 2, 3, 8, 8, 1)).astype(np.uint8),
+        "vector": rng.normal(size=(1, 2, 3, 3)).astype(np.float32),
+    }
+    actions = rng.integers(0, 3, (1, 2, 3))
+    data = Compared(obs, actions, np.array([[1, 0]], np.float32), np.array([0]))
+    model = RewardModel(space, gym.spaces.Discrete(3), conv_filters=[[4, 4, 2], [4, 4, 1]], seed=1)
+    fitting = Fitting(data, 3, 1)
+    fitting.counts = torch.tensor([[1.0], [0.0], [0.0]])
+    model._see(fitting)
+    columns = {name: torch.from_numpy(x) for name, x in obs.items()}, torch.from_numpy(actions)
+    before = model.returns(*columns).detach()
+    assert not torch.allclose(before[0], before[1])
+    for group in model.optimiser.param_groups:
+        group["weight_decay"] = 0.0
+    model._pass(fitting, 1, rng)
+    moved = (model.returns(*columns) - before).abs().amax((1, 2))
+    assert moved[0] > 1e-4
+    assert moved[1:].max() == 0
 
 
 def test_what_overfits_is_held_back_more():

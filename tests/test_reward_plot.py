@@ -9,7 +9,7 @@ import pytest
 from services.cli import main
 from services.commands import train_command
 from services.overrides import load_config
-from services.reward import calibration, judged, learnt_reward, plot_reward
+from services.reward import calibration, judge_of, judged, learnt_reward, plot_reward
 from services.run_directory import RunDirectory
 from services.settings import build_config
 from services.trainer import REWARD
@@ -36,9 +36,15 @@ def test_a_run_keeps_its_reward_beside_its_policy_and_it_is_right_about_most_seg
         assert folder is not None
         assert (folder / REWARD).is_file()
     _, model, comparisons = learnt_reward(directory, build_config(directory.config()))
-    said = judged(model, comparisons)
+    config = build_config(directory.config())
+    said = judged(model, comparisons, judge_of(config))
     assert said.learnt.shape == said.true.shape == (80, 2)
-    assert np.corrcoef(said.learnt.ravel(), said.true.ravel())[0, 1] > 0.6
+    unseen = np.isfinite(said.learnt)
+    np.testing.assert_array_equal(unseen[said.rows, 0], said.held_out.any(0))
+    assert np.corrcoef(said.learnt[unseen], said.true[unseen])[0, 1] > 0.5
+    spread = [line["reward_disagreement"] for line in directory.metrics() if "reward_disagreement" in line]
+    assert spread
+    assert 0 < min(spread) <= max(spread) < 0.5
     assert 40 < said.held_out.any(axis=0).sum() < 80
     answers = comparisons.compared()
     decided = np.abs(said.true[:, 0] - said.true[:, 1]) > 1e-3
@@ -46,6 +52,22 @@ def test_a_run_keeps_its_reward_beside_its_policy_and_it_is_right_about_most_seg
         said.first[decided], (said.true[:, 0] > said.true[:, 1])[answers.rows][decided]
     )
     assert ((said.p.mean(0) > 0.5) == (said.first > 0.5)).mean() > 0.7
+
+
+def test_the_true_reward_is_what_the_teacher_has_in_mind(run):
+    directory = RunDirectory.open(run)
+    _, model, comparisons = learnt_reward(directory, build_config(directory.config()))
+    given = ["feedback.arguments.reward=tests.test_reward_plot:sideways"]
+    judge = judge_of(build_config(load_config("preference-pendulum", given)))
+    assert judge.name == "tests.test_reward_plot:sideways"
+    obs, _ = comparisons.segments()
+    said = judged(model, comparisons, judge)
+    np.testing.assert_allclose(said.true, obs[..., 1].sum(-1), rtol=1e-5, atol=1e-5)
+    assert judge_of(build_config(load_config("preference-pendulum", []))).reward is None
+
+
+def sideways(obs, actions):
+    return obs[:, 1]
 
 
 def test_the_figure_is_drawn_and_the_video_has_a_picture_for_each_step(run, tmp_path, offscreen_gl):

@@ -1,14 +1,17 @@
 """Segments are stretches of one episode that can be seen again, and pairs of them are chosen as asked."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from actors.collect import Collector
 from actors.forward import random_actor
+from actors.pictures import decoded
 from actors.replay import replay
 from expert_oracle.feedback import footage_of
-from learner.pairs import WAYS, choose, probabilities
+from learner.pairs import WAYS, choose, k_centre, looks, probabilities
 from learner.reward_model import RewardModel
 from learner.segments import SegmentPool
 from tutelage.types import EnvRecipe, Query, Segment
@@ -84,6 +87,31 @@ def test_an_episode_whose_beginning_is_not_known_is_passed_over():
     assert len(pool) == 0
 
 
+def test_where_pictures_were_kept_segments_are_of_environments_that_were_drawn_and_have_theirs():
+    collector = Collector(EnvRecipe("tests.environments_for_tests:Restless-v0"), 3, drawn=1)
+    act = random_actor(collector.envs.action_space, 0)
+    pool = SegmentPool(length=12, per_rollout=60, capacity=1000, past_the_end=True)
+    rollouts = [collector.collect(act, 70) for _ in range(3)]
+    for rollout in rollouts:
+        pool.add(rollout)
+    segments = pool.newest(1000)
+    assert 10 < sum(one.played is None for one in segments) < len(segments)
+    drawn = np.concatenate(
+        [*(one.obs[:, 0, 0] for one in rollouts), *(one.final_obs[:, 0] for one in rollouts)]
+    )
+    for one in segments:
+        assert one.pictures is not None
+        numbers = np.array([decoded(picture).mean() / 255 for picture in one.pictures])
+        played = one.played or 12
+        np.testing.assert_allclose(numbers[:played], one.obs[:played, 0], atol=0.01)
+        assert np.isin(one.obs, drawn).all()
+        if one.played:
+            np.testing.assert_allclose(numbers[-1], one.obs[-1, 0], atol=0.01)
+        assert footage_of(Query("q", "comparison", [one]), 0).frames == one.pictures
+    with pytest.raises(ValueError, match=r"pictures: expected 13, one before each step and the last, got 2"):
+        replace(segments[0], played=None, pictures=(b"", b""))
+
+
 def some(n, rng, L=5):
     return [
         Segment(
@@ -107,6 +135,30 @@ def test_pairs_are_of_different_segments_and_as_many_as_can_be(way, options):
     assert len(set(chosen.ravel().tolist())) == 4 * options
     assert len(choose(way, segments, 100, model=model, rng=rng, options=options)) <= 30 // options
     assert len(choose(way, segments[:1], 4, model=model, rng=rng)) == 0
+
+
+def of_one_look(x):
+    return Segment(
+        np.full((5, 3), x, np.float32), np.zeros((5, 3), np.float32), CARTPOLE, 0, np.zeros((0, 3))
+    )
+
+
+def test_k_centre_goes_where_nobody_was_asked_yet():
+    segments = [of_one_look(x) for x in (0.0, 0.1, 5.0, 5.1, 9.0, 9.1)]
+    pairs = np.array([[0, 1], [0, 2], [3, 2], [4, 5], [5, 4], [1, 3]])
+    looked = np.stack([looks(one.obs, one.actions, axis=0) for one in segments])
+    model = RewardModel(BOX, BOX)
+    assert looked[2].tolist() == [5, 5, 5, 0, 0, 0]
+
+    def order(*asked):
+        scores = k_centre(pairs, segments, model, looked[np.array(asked, int).reshape(-1, 2)])
+        return [tuple(pairs[i]) for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
+
+    assert order() == [(0, 1), (4, 5), (3, 2)]  # the farthest from the first, then what is left
+    assert order((0, 1)) == [(4, 5), (3, 2), (0, 1)]
+    assert order((4, 5)) == [(0, 1), (3, 2), (4, 5)]
+    assert order((0, 1), (5, 4))[0] == (3, 2)
+    assert order((0, 3))[0] == (4, 5)
 
 
 def test_each_way_prefers_what_it_is_named_after():

@@ -258,3 +258,50 @@ def test_demonstrations_that_cannot_be_read_are_refused(tmp_path):
 
 def test_a_learner_of_ones_own_is_taken():
     preflight(load_config("dagger-cartpole", ["learners.learner_class=learner.learner:MethodLearner"]))
+
+
+RESTLESS = "environment.env=tests.environments_for_tests:Restless-v0"
+
+
+def asks_people(*overrides):
+    return load_config("preference-cartpole", ["feedback.labeler=grpc://127.0.0.1:1", *overrides])
+
+
+def test_people_are_asked_about_episodes_that_cannot_be_replayed_but_drawn():
+    config = preflight(asks_people(RESTLESS, "feedback.drawn_envs=3"))
+    assert config.drawn_if_not_replayed() == 3
+    walker = ["environment.env=BipedalWalker-v3", "env_runners.num_envs_per_env_runner=1"]
+    assert preflight(asks_people(*walker)).drawn_if_not_replayed() == 1
+    assert preflight(load_config("preference-cartpole", [])).drawn_if_not_replayed() == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [RESTLESS, "environment.env_config.broken=true"],
+            "feedback.labeler: episodes of tests.environments_for_tests:Restless-v0 are not replayed exactly"
+            ", and cannot be drawn as they are played: no colours left",
+        ),
+        (
+            ["env_runners.gym_env_vectorize_mode=vector_entry_point"],
+            "env_runners.gym_env_vectorize_mode: with vector_entry_point episodes are neither replayed nor "
+            "drawn, so there are no pictures that people could judge; set sync or async",
+        ),
+        (
+            ["environment.env=tests.environments_for_tests:Counting-v0"],
+            "feedback.labeler: tests.environments_for_tests:Counting-v0 draws no pictures",
+        ),
+        (
+            [
+                *(RESTLESS, "method.segment_length=40000", "env_runners.rollout_fragment_length=40000"),
+                "stop.env_steps=9000000",
+            ],
+            "method.segment_length: the pictures of 2 segments of 40000 steps may have",
+        ),
+    ],
+)
+def test_people_who_would_have_nothing_to_look_at_are_refused(overrides, message):
+    with pytest.raises(ConfigError) as info:
+        preflight(asks_people(*overrides))
+    assert message in str(info.value)

@@ -92,6 +92,13 @@ def test_equal_returns_are_a_tie_and_no_coin():
     assert judgement("oracle", np.ones(5), np.ones(5)) == [0.5, 0.5]
 
 
+def test_a_myopic_teacher_tells_apart_what_sums_to_the_same_and_ties_what_it_values_the_same():
+    assert judgement("myopic", [1.0, 0.0], [0.0, 1.0]) == [0, 1]
+    weights = teacher(discount=0.5).weights([np.array([2.0, 0.0]), np.array([0.0, 1.0])])
+    assert weights is not None
+    assert weights.tolist() == [0.5, 0.5]
+
+
 def test_one_that_drifts_gets_worse():
     rewards = pairs()
     weights = judged(Teacher(drift=0.01, seed=3), rewards)

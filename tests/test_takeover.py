@@ -226,9 +226,7 @@ def test_labels_given_before_an_expert_fails_are_kept():
 
 
 def test_a_new_episode_begins_with_the_novice():
-    rollout = collected(
-        "thrifty", 12, length=6, doubt=between(4, 5), risk=between(9, 9), settings=FREELY
-    )
+    rollout = collected("thrifty", 12, length=6, doubt=between(4, 5), risk=between(9, 9), settings=FREELY)
     assert rollout.by_expert is not None
     assert rollout.by_expert[:, 0].nonzero()[0].tolist() == [4, 5, 10, 11]
 

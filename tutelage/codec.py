@@ -127,9 +127,9 @@ def decode_tensor(message: pb.Tensor, name: str = "tensor") -> Array:
     dtype = DTYPES.get(message.dtype)
     if dtype is None:
         raise ValueError(f"{name}: unknown dtype {message.dtype!r}; known: {', '.join(DTYPES)}")
+    if len(message.shape) > MAX_AXES:
+        raise ValueError(f"{name}: {len(message.shape)} axes, more than {MAX_AXES}")
     shape, data = tuple(message.shape), message.data
-    if len(shape) > MAX_AXES:
-        raise ValueError(f"{name}: {len(shape)} axes, more than {MAX_AXES}")
     if math.prod(shape) * dtype.itemsize != len(data) or (not data and max(shape) >= 2**31):
         raise ValueError(f"{name}: {len(data)} bytes do not make {message.dtype} of shape {list(shape)}")
     return np.ndarray(shape, dtype, data)

@@ -79,6 +79,19 @@ class Episodes:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What the first C environments of a rollout looked like, each picture a JPEG (an object of type bytes).
+    Made by: runner. Eaten by: query sampler."""
+
+    obs: Array  # [T+1, C] of `obs` of the rollout
+    final_obs: Array  # [F] of its `final_obs`; b"" for environments that are not drawn
+
+    @property
+    def drawn(self) -> int:  # C
+        return self.obs.shape[1]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Experience of B environments over T steps. Made by: runner. Eaten by: learner, dataset, query sampler.
 
@@ -102,6 +115,7 @@ class Rollout:
     asked: Array | None = None  # [T, B] bool, where `expert_actions` hold an answer; None: everywhere
     valid: Array | None = None  # [T, B] bool, False where a vector env spent the row on a reset; None: all
     logp: Array | None = None  # [T, B] float32, of `actions` under the policy that drew them; None: not drawn
+    pictures: Pictures | None = None  # of some environments; None: not kept, episodes are replayed
 
     def __post_init__(self) -> None:
         T, B = self.rewards.shape
@@ -113,6 +127,9 @@ class Rollout:
             value = getattr(self, name)
             if value is not None:
                 check_leading(name, value, T, B)
+        if self.pictures is not None:
+            check_leading("pictures.obs", self.pictures.obs, T + 1, min(self.pictures.drawn, B))
+            check_leading("pictures.final_obs", self.pictures.final_obs, len(self.final_t))
 
     @property
     def shape(self) -> tuple[int, int]:  # (T, B)
@@ -162,6 +179,7 @@ class Segment:
     prefix: Tree  # [start, ...] actions from the episode's first step to the segment's first
     rewards: Array | None = None  # [L] the environment's own, hidden from labelers and learner
     played: int | None = None  # steps after which the task had ended, later rows repeat the last; None: all
+    pictures: Sequence[bytes] | None = None  # JPEGs [played + 1] as it was played; None: replay it to see it
 
     def __post_init__(self) -> None:
         length = len(tree.flatten(self.obs)[0])
@@ -171,6 +189,11 @@ class Segment:
             check_leading("rewards", self.rewards, length)
         if self.played is not None and not 1 <= self.played <= length:
             raise ValueError(f"played: expected 1 to {length} steps, got {self.played}")
+        if self.pictures is not None and len(self.pictures) != (self.played or length) + 1:
+            raise ValueError(
+                f"pictures: expected {(self.played or length) + 1}, one before each step and the last, got "
+                f"{len(self.pictures)}"
+            )
 
     @property
     def ended(self) -> Array:  # [L] bool, steps that were not played any more

@@ -44,7 +44,8 @@ class Footage:
     actions: Tree  # [T, ...] from the episode's first step to the last that is shown
     start: int  # first step that is shown
     obs: Tree | None = None  # [T - start, ...] as seen then: the replay has to show the same
-    frames: Array | None = None  # [n, height, width, 3] uint8, kept when it happened: nothing is replayed
+    frames: Array | Sequence[bytes] | None = None  # [n, height, width, 3] uint8, or n JPEGs, kept when it
+    # happened: nothing is replayed
     posed: bool = False  # `obs` [1, ...] is the state
     held: int = 0  # how often the last picture is shown besides: the task had ended
 
@@ -108,7 +109,7 @@ def footage_of(query: Query, option: int) -> Footage:
     actions, obs = (tree.map_structure(lambda x: x[played], part) for part in (segment.actions, segment.obs))
     if start:
         actions = tree.map_structure(lambda a, b: np.concatenate([a, b]), segment.prefix, actions)
-    return Footage(segment.recipe, segment.seed, actions, start, obs, held=held)
+    return Footage(segment.recipe, segment.seed, actions, start, obs, frames=segment.pictures, held=held)
 
 
 def clip_panel(clip: Mapping[str, Any], option: int = 0) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Method:
         raise NotImplementedError
 
     def reward_begins(self, policy: Policy) -> None:
-        """Before the first update that has a reward model."""
+        """Before the first update that has a reward model; the optimiser begins anew after it."""
 
     def settle(self, policy: Policy, sample: Columns) -> None:
         """After an update, without gradients: set what the policy keeps beside its weights. `sample` are rows

@@ -25,6 +25,7 @@ from torch import Tensor
 from learner.losses import log_prob
 from learner.methods._asking import Asking
 from learner.methods._base import Columns, Policy, each
+from learner.pairs import BY_MODEL
 from tutelage.errors import ConfigError
 
 
@@ -52,7 +53,7 @@ class CPL(Asking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, needing in (("pairs", ("disagreement", "entropy")), ("schedule", ("accuracy",))):
+        for name, needing in (("pairs", BY_MODEL), ("schedule", ("accuracy",))):
             if getattr(self, name) in needing:
                 raise ConfigError(f"method.{name}: {getattr(self, name)} needs a reward model; cpl has none")
 
@@ -69,6 +70,8 @@ class CPL(Asking):
         against = torch.where(own, scores[:, :, None], self.conservative * scores[:, None, :])
         contrast = -(weights * (scores - against.logsumexp(-1))).sum(-1).mean()
         cloning = -(logp.sum() / played.sum())
-        right = (scores.argmax(-1) == weights.argmax(-1)).float().mean()
+        decided = weights.max(-1).values > weights.mean(-1) + 1e-6
+        right = (scores.argmax(-1) == weights.argmax(-1)) & decided
+        accuracy = right.sum() / decided.sum().clamp(min=1)
         loss = contrast + self.cloning * cloning
-        return loss, {"loss": contrast.detach(), "nll": cloning.detach(), "accuracy": right}
+        return loss, {"loss": contrast.detach(), "nll": cloning.detach(), "accuracy": accuracy}

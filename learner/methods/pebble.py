@@ -10,7 +10,7 @@ Three things over `preference`:
 2. The policy learns by SAC from all that was ever collected.
 3. Rewards are what the newest model makes of them, whenever a transition is drawn (section 4.3).
 
-Where the reward begins, the critics begin anew, as in the authors' programs.
+Where the reward begins, the critics begin anew, as in the authors' programs, and so does Adam.
 """
 
 from __future__ import annotations

@@ -60,14 +60,16 @@ class PPO(Method):
         values = critic.values(rollout.obs, leading=(T + 1, B))
         advantages = self.advantages(rollout, critic, values)
         returns = advantages + values[:-1]
-        if critic.updates() < self.value_first:
-            advantages = torch.zeros_like(advantages)  # a policy that began well is not to unlearn it
+        bonus = torch.full_like(advantages, self.entropy_coefficient)
+        if critic.updates() < self.value_first:  # a policy that began well is not to unlearn it
+            advantages, bonus = torch.zeros_like(advantages), torch.zeros_like(bonus)
         columns = {
             "obs": each(lambda leaf: critic.tensor(leaf[:-1]), rollout.obs),
             "actions": critic.tensor(rollout.actions),
             "logp": critic.tensor(rollout.logp),
             "advantages": advantages,
             "returns": returns,
+            "bonus": bonus,
         }
         if rollout.valid is None:
             return each(lambda x: x.flatten(0, 1), columns)
@@ -100,13 +102,11 @@ class PPO(Method):
             advantages = (advantages - mean) / (std + 1e-8)
         surrogate = clipped_surrogate(log_ratio, advantages, clip=self.clip)
         value_loss = 0.5 * F.mse_loss(values, minibatch["returns"])
-        h = entropy(params, policy.distribution, policy.nvec).mean()
-        loss = surrogate + self.value_coefficient * value_loss
-        if self.entropy_coefficient:
-            loss = loss - self.entropy_coefficient * h
+        h = entropy(params, policy.distribution, policy.nvec)
+        loss = surrogate + self.value_coefficient * value_loss - (minibatch["bonus"] * h).mean()
         return loss, {
             "loss": surrogate.detach(),
             "value_loss": value_loss.detach(),
-            "entropy": h.detach(),
+            "entropy": h.detach().mean(),
             "kl": approximate_kl(log_ratio.detach()),
         }

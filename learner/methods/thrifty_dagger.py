@@ -39,7 +39,7 @@ class ThriftyDAgger(EnsembleTakeover):
     ranges: ClassVar = {"budget": (0, 1), "gamma": (0, 1)}
     recent_rows: ClassVar = 50_000
 
-    budget: float = 0.1  # share of the steps, after the first rounds, that the expert attends
+    budget: float = 0.3  # share of the steps, after the first rounds, that the expert attends
     gamma: float = 0.97  # discount of failures to come
     failure: Failure = "terminated"  # punished: by a negative reward at the end
 

@@ -252,7 +252,7 @@ class Clips:
         digest.update(json.dumps(head, sort_keys=True).encode())
         for part in (footage.actions, footage.obs, footage.frames):
             for path, leaf in tree.flatten_with_path(part) if part is not None else ():
-                array = np.ascontiguousarray(leaf)
+                array = np.ascontiguousarray(np.frombuffer(leaf, "u1") if isinstance(leaf, bytes) else leaf)
                 digest.update(f"{path}{array.dtype.str}{array.shape}".encode())
                 digest.update(array.data)
             digest.update(b"|")

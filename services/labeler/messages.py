@@ -42,6 +42,12 @@ def query_of(message: pb.Query) -> Query:
     )
 
 
+def without_pictures(query: Query) -> Query:
+    """As machines are asked: they have what was observed, and many questions fit into a message."""
+    options = [replace(o, pictures=None) if isinstance(o, Segment) else o for o in query.options]
+    return replace(query, options=options)
+
+
 def without_rewards(query: Query) -> Query:
     """As it may be shown to those whose judgement is asked for."""
     options = [replace(o, rewards=None) if isinstance(o, Segment) else o for o in query.options]
@@ -80,6 +86,7 @@ def segment_message(segment: Segment, name: str = "segment") -> pb.Segment:
         seed=segment.seed,
         prefix=codec.encode(segment.prefix, f"{name}, prefix"),
         played=segment.played or 0,
+        pictures=segment.pictures or (),
     )
     if segment.rewards is not None:
         message.rewards.CopyFrom(codec.encode_tensor(segment.rewards, f"{name}, rewards"))
@@ -99,6 +106,7 @@ def segment_of(message: pb.Segment, name: str = "segment") -> Segment:
         prefix=codec.decode(message.prefix, f"{name}, prefix"),
         rewards=rewards,
         played=message.played or None,
+        pictures=tuple(message.pictures) or None,
     )
 
 

@@ -28,7 +28,13 @@ from expert_oracle.access import ServerAccess
 from expert_oracle.server import MAX_RPCS, OPEN, OPTIONS, listen
 from services.labeler.access import Access, Refused
 from services.labeler.labeling import Assignment, Labeling
-from services.labeler.messages import answered_message, query_message, query_of, without_rewards
+from services.labeler.messages import (
+    answered_message,
+    query_message,
+    query_of,
+    without_pictures,
+    without_rewards,
+)
 from services.labeler.queue import Banned
 from tutelage import codec
 from tutelage.errors import ServiceError
@@ -100,7 +106,7 @@ class Calls:
         return pb.LeaseReply(assignments=[self._assignment(one, caller) for one in assigned])
 
     def _assignment(self, one: Assignment, caller: Caller) -> pb.Assignment:
-        query = self.labeling.query(one.query)
+        query = without_pictures(self.labeling.query(one.query))
         if caller.role == "annotator":  # is not told that it is asked again, either
             query = replace(without_rewards(query), id=one.id)
         return pb.Assignment(

@@ -16,8 +16,8 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from actors.clips import make_lean, picture, try_gl
 from actors.environments import columns, make_env, put, rows, to_env, with_versions
+from actors.pictures import make_lean, picture, try_gl
 from expert_oracle.feedback import Body, action
 from tutelage.types import Array, EnvRecipe, Tree
 

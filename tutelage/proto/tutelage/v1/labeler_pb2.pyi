@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Segment(_message.Message):
-    __slots__ = ("obs", "actions", "recipe", "seed", "prefix", "rewards", "played")
+    __slots__ = ("obs", "actions", "recipe", "seed", "prefix", "rewards", "played", "pictures")
     OBS_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class Segment(_message.Message):
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     PLAYED_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     obs: _oracle_pb2.Tree
     actions: _oracle_pb2.Tree
     recipe: Recipe
@@ -23,7 +24,8 @@ class Segment(_message.Message):
     prefix: _oracle_pb2.Tree
     rewards: _oracle_pb2.Tensor
     played: int
-    def __init__(self, obs: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., actions: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., seed: _Optional[int] = ..., prefix: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., rewards: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., played: _Optional[int] = ...) -> None: ...
+    pictures: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, obs: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., actions: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., seed: _Optional[int] = ..., prefix: _Optional[_Union[_oracle_pb2.Tree, _Mapping]] = ..., rewards: _Optional[_Union[_oracle_pb2.Tensor, _Mapping]] = ..., played: _Optional[int] = ..., pictures: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Recipe(_message.Message):
     __slots__ = ("id", "kwargs", "backend", "versions")

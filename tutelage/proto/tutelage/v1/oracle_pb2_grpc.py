@@ -62,7 +62,7 @@ class ExpertOracleServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Act(self, request, context):
-        """One question, one answer.
+        """One question, one answer. A client that names itself may try again under the same id, as on a stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,8 +73,9 @@ class ExpertOracleServicer:
         cannot be answered gets an error on its id, and the stream goes on.
 
         After a break of the connection, what is unanswered is asked again under its old id. A client that names
-        itself, by the same metadata `tutelage-client` on each stream, gets for such an id the answer that was
-        lost on the way, and the expert is not asked twice; its ids are unique among all its streams.
+        itself, by the same metadata `tutelage-client` on each stream and call, gets for such an id the answer that
+        was lost on the way, and the expert is not asked twice; its ids are unique among all its streams and calls,
+        and not 0.
 
         One message may carry several questions (`more`), and to a client that does so several answers.
         """
