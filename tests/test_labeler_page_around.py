@@ -328,6 +328,7 @@ def test_a_pause_hides_what_is_held_and_draining_lets_it_be_finished(comes, ask,
     ask(texts(8))
     person = comes()
     person.shown()
+    expect(person.page.locator("header .figure", has_text="open")).to_have_text("8 open")
     heading = person.page.get_by_role("heading", level=1)
     try:
         running.labeling.queue.pause()

@@ -78,6 +78,7 @@ def test_a_run_asks_people_and_waits_for_those_who_leave(tmp_path):
     process = train("resume", str(run))
     again = Person(run, process)
     assert any(f"http://{page}" in line for line in again.said)
+    assert again.address == person.address
     assert again.answer(10)["accepted"] == 10
     time.sleep(2)  # away
     assert process.poll() is None

@@ -203,7 +203,7 @@ async def lease(said: Leasing, person: Annotator, labeler: Labeler) -> Leased:
         assigned = await labeler.do(labeler.labeling.assign, person.name, said.n, said.kinds)
     except Banned:
         raise Refused(403, BANNED) from None
-    queue = labeler.news.queue if assigned and labeler.news.queue else await labeler.do(labeler.news.look)
+    queue = await labeler.do(labeler.news.look)  # without those that were just leased
     return Leased(
         questions=[
             Asked(id=one.id, kind=one.kind, view=one.view, ends_at=one.ends_at, began_at=one.began_at)
