@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 from expert_oracle.synthetic import Adversary
 from services.labeler.answering import Habits, Worker, scripted, worker
@@ -17,7 +18,9 @@ from services.labeler.ledger import Ledger
 from services.labeler.messages import without_rewards
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
+from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
+from services.settings import build_config
 from tests.labelers import served
 from tests.test_judge import Endpoint, longest
 from tests.test_labeler_rpc import eventually, running
@@ -230,8 +233,10 @@ def test_the_address_of_the_page_is_told_from_that_of_grpc(tmp_path):
 def test_a_run_that_shows_no_token_is_told_before_it_begins(tmp_path):
     with served(tmp_path, grpc_address="127.0.0.1:0") as running:
         spec = LabelerSpec(f"grpc://{running.grpc_address}")
+        settings = build_config(load_config("preference-cartpole")).reward_settings()
+        assert settings is not None
         with pytest.raises(ServiceError, match=r"asks for a token.*feedback.arguments.token_file=FILE"):
-            Preferences(*(None, (None, None), tmp_path, spec, 0))  # type: ignore[arg-type]
+            Preferences(settings, (Box(-1, 1, (4,)), Discrete(2)), tmp_path / "run", spec, 0)
 
 
 def test_the_words():

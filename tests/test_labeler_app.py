@@ -337,7 +337,7 @@ def test_a_run_that_asks_shows_its_curve_and_its_newest_video(tmp_path):
         boss = page(running, "boss", "operator")
         assert boss.get("/api/me").json()["run"] == "cheetah"
         point = {"env_steps": 200, "return_mean": 5.0, "low": 4.0, "high": 6.0, "labels": 9}
-        assert boss.get("/api/operator/run").json() == {"curve": [point], "video": None}
+        assert boss.get("/api/operator/run").json() == {"known": True, "curve": [point], "video": None}
         assert boss.get("/api/operator/policy.mp4").status_code == 404
         run.clips.mkdir()
         (run.clips / "best.mp4").write_bytes(b"film")

@@ -215,7 +215,7 @@ def test_a_client_reads_a_token_file_as_the_service_does(pki):
     [
         ("sésame".encode(), "one word of visible ASCII"),
         ("sésame".encode("latin-1"), "one word of visible ASCII"),
-        (b"open sesame", "one word of visible ASCII"),
+        (b"open sesame", "more than a token in a line"),
         (b"# nothing yet\n", "has no token"),
     ],
 )

@@ -65,6 +65,7 @@ class Person:
         return dict(one.outcomes)
 
 
+@pytest.mark.slow
 def test_a_run_asks_people_and_waits_for_those_who_leave(tmp_path):
     run = tmp_path / "run"
     process = train("train", "dagger-cartpole", *SETTINGS, "--run", str(run))

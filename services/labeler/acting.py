@@ -24,7 +24,7 @@ from services.labeler import corrections
 from services.labeler.newest import recipe_of
 from services.labeler.scene import Hand, Line, Scene, line_of_this_process
 from services.run_directory import RunDirectory
-from tutelage.errors import TutelageError
+from tutelage.errors import ConfigError, TutelageError
 from tutelage.types import Array, EnvRecipe, Query, Tree
 
 TOLD_EVERY_S = 0.2  # the step
@@ -134,7 +134,8 @@ class Driving:
         self._rewards: list[float] = []
         self._by_expert: list[bool] = []
         newest = _newest(self._run)
-        assert newest is not None  # a run keeps its newest
+        if newest is None:
+            raise ConfigError(f"{self._run.path} has no checkpoint any more")
         self._checkpoint, self._hand.moved = newest, False
         self._policy = load_checkpoint(str(self._checkpoint))
         self._seed, self._began_at = secrets.randbelow(2**31), time.time()
