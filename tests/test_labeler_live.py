@@ -325,6 +325,7 @@ def test_a_message_that_no_page_sends_ends_it(labeler):
             play.ws.send(message)
             code, reason = play.closed()
         assert (code, reason.startswith(why)) == (1008, True), (message, reason)
+        no_stages(labeler)
     assert stored(labeler) == {}
 
 

@@ -18,7 +18,7 @@ from learner.demonstrations import load_demonstrations
 from services.labeler import corrections
 from services.run_directory import RunDirectory
 from tests.browser import CHROMIUM, SHOWN, Person, axe, chromium, stored
-from tests.labelers import served, texts
+from tests.labelers import served, texts, wait_for
 from tutelage.types import EnvRecipe, Query
 
 SCREENSHOTS = os.environ.get("TUTELAGE_SCREENSHOTS")
@@ -150,7 +150,7 @@ def test_a_person_takes_over_from_the_policy_by_keys(labeler, anna, run):
     expect(page.locator(".state")).to_contain_text("step 0")  # it waits
     page.keyboard.press("n")
     expect(banner).to_have_text("POLICY")
-    page.wait_for_function("() => /step \\d{2}/.test(document.body.innerText)")
+    page.wait_for_function("() => /step [1-9]/.test(document.body.innerText)")
     page.keyboard.down("ArrowLeft")
     page.keyboard.down(" ")
     expect(banner).to_have_text("YOU")
@@ -173,7 +173,9 @@ def test_a_person_takes_over_from_the_policy_by_keys(labeler, anna, run):
     expect(page.get_by_role("button", name="Push left", pressed=False)).to_be_visible()
     assert axe(page) == []
     page.goto("/")
-    (path,) = (run.path / "labeler" / "corrections").glob("*.safetensors")
+    corrected = run.path / "labeler" / "corrections"
+    wait_for(lambda: list(corrected.glob("*.safetensors")))
+    (path,) = corrected.glob("*.safetensors")
     about = corrections.about(path)
     assert (about["annotator"], about["checkpoint"]) == ("anna", "000012")
     learnt = load_demonstrations(run.path)

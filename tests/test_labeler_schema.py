@@ -28,10 +28,22 @@ def labeler(tmp_path_factory):
     Page.close_all()
 
 
-def unharmed(labeler, examples):
+# They come in before anything else: invites that do not work are tried until no more are taken.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def boss(labeler):
+    return page(labeler, "boss", "operator")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def anna(labeler):
+    return page(labeler)
+
+
+def unharmed(labeler, boss, examples):
     """Every operation, that many times, by somebody who may do everything; those that did something."""
     document = create_app(labeler.labeling, labeler.access).openapi()
-    boss = page(labeler, "boss", "operator")
     reached = set()
     for result in schemathesis.openapi.from_dict(document).get_all_operations():
         operation: Any = result.ok()  # type: ignore[union-attr]
@@ -64,13 +76,13 @@ def try_it(operation, boss, examples):
     return statuses
 
 
-def test_no_request_of_its_own_description_is_too_much_for_it(labeler):
-    assert len(unharmed(labeler, examples=12)) >= 20
+def test_no_request_of_its_own_description_is_too_much_for_it(labeler, boss):
+    assert len(unharmed(labeler, boss, examples=12)) >= 20
 
 
 @pytest.mark.slow
-def test_no_request_of_its_own_description_is_too_much_for_it_at_length(labeler):
-    unharmed(labeler, examples=300)
+def test_no_request_of_its_own_description_is_too_much_for_it_at_length(labeler, boss):
+    unharmed(labeler, boss, examples=300)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +104,7 @@ def test_no_request_of_its_own_description_is_too_much_for_it_at_length(labeler)
         b"\xff\xfe",
     ],
 )
-def test_bodies_that_are_none(labeler, body):
-    anna = page(labeler)
+def test_bodies_that_are_none(anna, body):
     for path in ("answer", "undo", "beat", "give_back", "lease", "operator/ban"):
         said = anna.post(f"/api/{path}", content=body, headers={"Content-Type": "application/json"})
         assert said.status_code < 500, (path, said.text)
