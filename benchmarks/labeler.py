@@ -27,6 +27,7 @@ import psutil
 from benchmarks.common import Row, row, run
 from services.labeler.access import Access, Audit, secret_of
 from services.labeler.client import LabelerClient
+from services.labeler.gate import COOKIE
 from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.queue import Queue
@@ -120,7 +121,7 @@ class Person:
         self._port = port
         self._head = (
             f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
-            f"Cookie: tutelage_session={cookie}\r\n"
+            f"Cookie: {COOKIE}_{port}={cookie}\r\n"
             f"X-Tutelage-CSRF: {csrf}\r\nContent-Type: application/json\r\n"
         )
 
