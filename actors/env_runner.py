@@ -37,8 +37,9 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from actors.collect import Collector, CutShort, label, play, with_logp
+from actors.collect import Collector, CutShort, label, with_logp
 from actors.environments import Act, make_env
+from actors.evaluation import play
 from actors.forward import Forward, Judge, actor, forward_of, random_actor
 from expert_oracle.loading import checked, made_for
 from tutelage.errors import ConfigError, TutelageError

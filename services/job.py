@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 from rich.console import Console
 
-from actors.collect import evaluate
 from actors.environments import make_env
+from actors.evaluation import evaluate
 from expert_oracle.checkpoint import load_checkpoint
 from expert_oracle.human import KIND as ACTION
 from expert_oracle.human import context_of

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from actors.clips import episode, record, render
-from actors.collect import play
 from actors.environments import make_env
+from actors.evaluation import play
 from actors.forward import random_actor
 from actors.pictures import scaled
 from tutelage.errors import ConfigError, TutelageError

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tree
 
-from actors.collect import Collector, CutShort, episode_seed, evaluate, label, with_logp
+from actors.collect import Collector, CutShort, episode_seed, label, with_logp
 from actors.environments import make_env, rows
+from actors.evaluation import evaluate
 from actors.forward import random_actor
 from actors.pictures import decoded
 from actors.replay import cut, replay
