@@ -114,8 +114,6 @@ class Access:
         A name belongs to who, or to the machine that, first came by it; only an invite made out to that name
         opens it again.
         """
-        if not self._failures.allows(address):
-            raise Refused(429, "too many invites that do not work came from your address; wait a minute")
         key = self._key("invite", invite)
         said = self._invited(key, address)
         name = said["name"] or _checked_name(name)
@@ -133,14 +131,14 @@ class Access:
 
     def look_at(self, invite: str, *, address: str) -> tuple[Role, str]:
         """What an invite makes of who comes by it, and the name, if it is for one only. Raises Refused."""
-        if not self._failures.allows(address):
-            raise Refused(429, "too many invites that do not work came from your address; wait a minute")
         said = self._invited(self._key("invite", invite), address)
         if int(said["uses"]) < 1:
             self._refuse(address, "was used already")
         return said["role"], said["name"]  # type: ignore[return-value]
 
     def _invited(self, key: str, address: str) -> dict[str, str]:
+        if not self._failures.allows(address):
+            raise Refused(429, "too many invites that do not work came from your address; wait a minute")
         said = {_text(k): _text(v) for k, v in self._store.hgetall(key).items()}  # type: ignore[union-attr]
         if not said:
             self._refuse(address, "is not known, or too old")
