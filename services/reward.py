@@ -57,9 +57,7 @@ class Judge:
 class Judged:
     """What the model makes of the questions. Made by: judged. Eaten by: the panels."""
 
-    learnt: (
-        Array  # [Q, K] returns on the common scale: the mean of the members that this is held out of, or NaN
-    )
+    learnt: Array  # [Q, K] returns on the common scale: the mean of members that it is held out of, or NaN
     true: Array  # [Q, K] returns of the judge's reward
     judge: str  # whose reward that is
     p: Array  # [M, Q] the probability that the first option is preferred
@@ -91,8 +89,9 @@ def plot_reward(path: Path, output: Path, *, video: Path | None = None) -> None:
     seed = result_seeds(config.seed, 1)[0]
     episode = played(load_checkpoint(str(folder)).act, config.env_recipe(), seed)
     judge = judge_of(config)
-    rewards = rewarded(model, episode, comparisons, judge)
-    draw(str(config.env), judged(model, comparisons, judge), run.metrics(), rewards, output)
+    true = true_rewards(comparisons, judge)
+    rewards = rewarded(model, episode, comparisons, judge, true)
+    draw(str(config.env), judged(model, comparisons, judge, true), run.metrics(), rewards, output)
     if video is not None:
         film(config, seed, episode, rewards, video)
 
@@ -141,8 +140,8 @@ def true_rewards(comparisons: Comparisons, judge: Judge) -> Array:
 
 
 @torch.no_grad()
-def judged(model: RewardModel, comparisons: Comparisons, judge: Judge) -> Judged:
-    """What the model expects of all questions, whoever answered them."""
+def judged(model: RewardModel, comparisons: Comparisons, judge: Judge, true: Array) -> Judged:
+    """What the model expects of all questions, whoever answered them; `true`, the judge's rewards of them."""
     answers = comparisons.compared()
     Q, K, L = answers.actions.shape[:3]
     questions = replace(answers, rows=np.arange(Q), weights=np.zeros((Q, K), np.float32), careless=None)
@@ -153,7 +152,7 @@ def judged(model: RewardModel, comparisons: Comparisons, judge: Judge) -> Judged
     unseen = data.held_out[..., None]  # [M, Q, 1]
     return Judged(
         learnt=((learnt * unseen).sum(0) / unseen.sum(0)).numpy(),
-        true=true_rewards(comparisons, judge).sum(-1),
+        true=true.sum(-1),
         judge=judge.name,
         p=p.numpy(),
         held_out=Fitting(answers, model.members, model.seed).held_out.numpy(),
@@ -162,15 +161,17 @@ def judged(model: RewardModel, comparisons: Comparisons, judge: Judge) -> Judged
     )
 
 
-def rewarded(model: RewardModel, episode: Played, comparisons: Comparisons, judge: Judge) -> Rewarded:
-    """The rewards of an episode."""
+def rewarded(
+    model: RewardModel, episode: Played, comparisons: Comparisons, judge: Judge, true: Array
+) -> Rewarded:
+    """The rewards of an episode; `true`, the judge's of the segments."""
     obs = tree.map_structure(torch.from_numpy, episode.obs)
-    seen, ended = true_rewards(comparisons, judge), comparisons.compared().ended
-    seen = seen if ended is None else seen[~ended]
+    ended = comparisons.compared().ended
+    seen = true if ended is None else true[~ended]
     deviation = float(seen.std())
     own = episode.rewards if judge.reward is None else judge.reward(episode.obs, episode.actions)
-    true = (own - seen.mean()) / (deviation if deviation > 1e-6 else 1.0)
-    return Rewarded(model.rewards(obs, torch.from_numpy(episode.actions)).numpy(), true)
+    scaled = (own - seen.mean()) / (deviation if deviation > 1e-6 else 1.0)
+    return Rewarded(model.rewards(obs, torch.from_numpy(episode.actions)).numpy(), scaled)
 
 
 # The figure

@@ -9,7 +9,7 @@ import pytest
 from services.cli import main
 from services.commands import train_command
 from services.overrides import load_config
-from services.reward import calibration, judge_of, judged, learnt_reward, plot_reward
+from services.reward import calibration, judge_of, judged, learnt_reward, plot_reward, true_rewards
 from services.run_directory import RunDirectory
 from services.settings import build_config
 from services.trainer import REWARD
@@ -37,7 +37,8 @@ def test_a_run_keeps_its_reward_beside_its_policy_and_it_is_right_about_most_seg
         assert (folder / REWARD).is_file()
     _, model, comparisons = learnt_reward(directory, build_config(directory.config()))
     config = build_config(directory.config())
-    said = judged(model, comparisons, judge_of(config))
+    judge = judge_of(config)
+    said = judged(model, comparisons, judge, true_rewards(comparisons, judge))
     assert said.learnt.shape == said.true.shape == (80, 2)
     unseen = np.isfinite(said.learnt)
     np.testing.assert_array_equal(unseen[said.rows, 0], said.held_out.any(0))
@@ -61,7 +62,7 @@ def test_the_true_reward_is_what_the_teacher_has_in_mind(run):
     judge = judge_of(build_config(load_config("preference-pendulum", given)))
     assert judge.name == "tests.test_reward_plot:sideways"
     obs, _ = comparisons.segments()
-    said = judged(model, comparisons, judge)
+    said = judged(model, comparisons, judge, true_rewards(comparisons, judge))
     np.testing.assert_allclose(said.true, obs[..., 1].sum(-1), rtol=1e-5, atol=1e-5)
     assert judge_of(build_config(load_config("preference-pendulum", []))).reward is None
 
