@@ -84,11 +84,11 @@ class Night(gym.Env):
 class Restless(gym.Env):
     """Shows a number by chance whatever the seed, as a grey of its pictures; ends after 20 to 40 steps."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012, gymnasium's
     action_space = gym.spaces.Discrete(2)
     observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
 
     def __init__(self, render_mode=None, broken=False):
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
         self.render_mode, self.broken = render_mode, broken
         self.chance = np.random.default_rng()
 

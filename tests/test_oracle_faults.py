@@ -280,17 +280,17 @@ def test_questions_that_were_given_up_make_room_while_the_expert_is_at_work():
     expert = Counting()
     expert.go.clear()
     with running(expert, max_waiting=128) as service:
-        waiting = lambda: service.batcher.figures.waiting_rows  # noqa: E731
+        figures = service.batcher.figures
         first = Stream(service.address)
         first.ask(request(OBS, 1))
-        until(lambda: service.batcher.figures.rows == 64 and not waiting())
+        until(lambda: figures.rows == 64 and not figures.waiting_rows)
         for _ in range(3):  # as one who tries again and again
             stream = Stream(service.address)
             stream.ask(request(OBS + 1, 2), request(OBS + 1, 3))
-            until(lambda: waiting() == 128)
+            until(lambda: figures.waiting_rows == 128)
             stream.break_off()
-            until(lambda: not waiting())
-        assert not service.batcher.figures.refusals
+            until(lambda: not figures.waiting_rows)
+        assert not figures.refusals
         expert.go.set()
         first.hear(1)
     assert len(expert.rows) == 64
