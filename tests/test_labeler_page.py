@@ -230,8 +230,9 @@ def test_both_clips_play_in_step_and_stop_together(labeler, visit):
     page.wait_for_function(
         "() => [...document.querySelectorAll('.shown video')].every((v) => v.currentTime > 0.015)"
     )
-    ahead = page.locator(".question.ahead video").first
-    assert ahead.evaluate("(video) => video.readyState") >= 2  # loaded before its turn
+    page.wait_for_function(  # loaded before its turn
+        "() => document.querySelector('.question.ahead video').readyState >= 2"
+    )
 
 
 def test_an_answer_is_taken_back_and_given_again(labeler, visit):

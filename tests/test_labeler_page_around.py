@@ -465,32 +465,36 @@ def test_clips_play_in_step_slower_and_picture_by_picture(comes, ask, offscreen_
     person = comes()
     page = person.page
     person.shown()
-    videos = page.locator(f"{SHOWN} video")
-
-    def every(what):
-        return videos.evaluate_all(f"all => all.map(video => video.{what})")
-
-    assert every("paused") == [False, False]
+    page.wait_for_function(both("!video.paused"))
     page.keyboard.press("-")
     page.get_by_role("button", name="0.5×", pressed=True).wait_for()
-    assert every("playbackRate") == [0.5, 0.5]
+    page.wait_for_function(both("video.playbackRate === 0.5"))
     page.keyboard.press("+")
     page.get_by_role("button", name="2×").click()
-    assert every("playbackRate") == [2, 2]
+    page.wait_for_function(both("video.playbackRate === 2"))
     page.wait_for_function(LOOPED)
     page.keyboard.press(" ")
     page.get_by_role("button", name="Play").wait_for()
-    assert every("paused") == [True, True]
+    page.wait_for_function(both("video.paused"))
     page.keyboard.press("r")
     page.get_by_role("button", name="Pause").wait_for()
+
+    def times():
+        return page.locator(f"{SHOWN} video").evaluate_all("all => all.map(video => video.currentTime)")
+
     for key, pictures in ((".", 1), (".", 1), (",", -1)):
         page.keyboard.press(key)
-        before = every("currentTime")
+        before = times()
         page.keyboard.press(key)
-        assert np.allclose(np.subtract(every("currentTime"), before), pictures / 20, atol=1e-3)
-    one, other = every("currentTime")
+        assert np.allclose(np.subtract(times(), before), pictures / 20, atol=1e-3)
+    one, other = times()
     assert abs(one - other) < 0.08
-    assert page.locator(".question.ahead video").evaluate_all("all => all.every(v => v.readyState === 4)")
+    page.wait_for_function(both("video.readyState === 4", among=".question.ahead"))
+
+
+def both(condition, *, among=SHOWN):
+    """Whether it is true of every `video` there."""
+    return f"() => [...document.querySelectorAll('{among} video')].every(video => {condition})"
 
 
 LOOPED = f"""() => {{
@@ -526,10 +530,9 @@ def test_who_wants_less_motion_starts_the_clips_themselves(comes, ask, offscreen
     ask(cheetahs(1))
     person = comes(reduced_motion="reduce")
     person.shown()
-    paused = f"() => [...document.querySelectorAll('{SHOWN} video')].every(video => video.paused)"
-    assert person.page.evaluate(paused)
+    assert person.page.evaluate(both("video.paused"))
     person.page.keyboard.press(" ")
-    person.page.wait_for_function(paused.replace("every(video => ", "every(video => !"))
+    person.page.wait_for_function(both("!video.paused"))
 
 
 # Kinds

@@ -10,6 +10,7 @@ from expert_oracle.loading import OracleSpec, checked
 from expert_oracle.lookahead import EQUATIONS, Simulated, make_model
 from expert_oracle.planner import CEM
 from tutelage.errors import ConfigError, OracleError
+from tutelage.types import EnvRecipe
 
 HERE = __file__
 POSED = [
@@ -189,7 +190,8 @@ def test_a_policy_learns_the_planner_and_is_a_hundred_times_faster(tmp_path):
 
     train_command("dagger-pendulum-planner", ["seed=1"], tmp_path / "run", quiet=True)
     policy = OracleSpec(f"checkpoint:{tmp_path / 'run'}").build()
-    planner = OracleSpec(**load_config("dagger-pendulum-planner")["expert"]).build()
+    spec = OracleSpec(**load_config("dagger-pendulum-planner")["expert"])
+    planner = spec.build(EnvRecipe("Pendulum-v1"))
     seeds = range(5000, 5100)
     learnt, planned = (returns(expert.act, "Pendulum-v1", seeds).mean() for expert in (policy, planner))
     print(f"returns on {len(seeds)} seeds: planner {planned:.1f}, policy {learnt:.1f}")

@@ -14,7 +14,6 @@ import av
 import numpy as np
 import psutil
 import pytest
-from playwright.sync_api import sync_playwright
 
 from actors.collect import Collector
 from actors.forward import random_actor
@@ -27,7 +26,7 @@ from services.overrides import load_config
 from services.preferences import LabelerSpec, Preferences
 from services.settings import build_config
 from services.trainer_config import TrainerConfig
-from tests.browser import CHROMIUM, FLAGS, GUIDED, SETTLED
+from tests.browser import CHROMIUM, GUIDED, GUIDES, SETTLED, chromium
 from tests.labelers import Page, page, served, wait_for
 from tutelage.errors import ServiceError, Unreachable
 
@@ -92,8 +91,8 @@ class Machine(threading.Thread):
 @pytest.mark.slow
 def test_an_upright_pole_is_learnt_from_300_answers_that_never_mention_its_end(tmp_path, processes):
     run = tmp_path / "run"
-    stop = ["stop.env_steps=60000", "run.baselines=false", "run.episodes=30"]
-    processes.append(tutelage("train", "preference-cartpole", *stop, "--run", str(run), "--json"))
+    quick = ["run.baselines=false", "run.episodes=30", "evaluation.evaluation_interval=null"]
+    processes.append(tutelage("train", "preference-cartpole", *quick, "--run", str(run), "--json"))
     summary = summary_of(processes[-1])
     assert summary["comparisons"] <= 300
     assert summary["return_mean"] >= 475  # at random: 22
@@ -302,10 +301,9 @@ def test_people_in_the_page_and_machines_teach_the_same_reward(tmp_path, process
             break
     link = next(found[0] for line in said if (found := re.search(r"http://\S+/invite/\S+", line)))
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page()
-        page.add_init_script(GUIDED % json.dumps(["comparison"]))
+        page.add_init_script(GUIDED % json.dumps(GUIDES))
         page.goto(link)
         page.locator("input").fill("Anna")
         page.keyboard.press("Enter")
@@ -313,7 +311,6 @@ def test_people_in_the_page_and_machines_teach_the_same_reward(tmp_path, process
             page.wait_for_function(SETTLED, timeout=60_000)
             page.keyboard.press("ArrowLeft" if i % 2 else "ArrowRight")
         page.wait_for_timeout(2000)
-        browser.close()
     machine = Machine(said[-1].removeprefix(GRPC).strip(), run / "labeler" / "token", "machine")
     assert process.stdout is not None
     summary = json.loads(process.stdout.read().splitlines()[-1])

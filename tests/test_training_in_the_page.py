@@ -2,24 +2,20 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-SHOWN = ".question.shown"
+from tests.browser import CHROMIUM, GUIDED, GUIDES, SHOWN, chromium
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install the package chromium"),
 ]
-NUMBERS = (
-    "[...document.querySelectorAll('.question.shown td:last-child')].map((cell) => Number(cell.textContent))"
-)
+NUMBERS = f"[...document.querySelectorAll('{SHOWN} td:last-child')].map((cell) => Number(cell.textContent))"
 LABELS = 1000
 AWAY_S = 60
 
@@ -57,10 +53,9 @@ def test_a_run_learns_cartpole_from_the_page(tmp_path):
     link = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+/invite/\S+", line)))
     rest = threading.Thread(target=process.stderr.read, daemon=True)
     rest.start()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page()
-        page.add_init_script("localStorage.setItem('tutelage-guided:action:choice', '1')")
+        page.add_init_script(GUIDED % json.dumps(GUIDES))
         page.goto(link)
         page.locator("input").fill("Anna")
         page.keyboard.press("Enter")
@@ -69,7 +64,6 @@ def test_a_run_learns_cartpole_from_the_page(tmp_path):
         assert process.poll() is None
         while process.poll() is None:
             balance(page, 50)
-        browser.close()
     assert process.stdout is not None
     summary = json.loads(process.stdout.read().splitlines()[-1])
     assert summary["expert_labels"] == LABELS
