@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+IN_PLACE = {"tanh": torch.tanh_, "relu": torch.relu_}
 
 
 def mlp(sizes: Sequence[int], activation: str, *, output_gain: float) -> nn.Sequential:
@@ -37,17 +38,27 @@ class EnsembleMLP(nn.Module):
         self.biases = nn.ParameterList(
             torch.stack([layer.bias.detach()[None] for layer in same]) for same in zip(*layers, strict=True)
         )  # each [M, 1, out]
-        self.activate = ACTIVATIONS[activation]()
+        self.activate = IN_PLACE[activation]
         self.members = members
 
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """frozen: gradients are for x alone."""
+        return self._linear(-1, self.hidden(x, frozen=frozen), frozen)
+
+    def hidden(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """What the last layer takes [M, N, hidden]."""
         x = x.expand(self.members, *x.shape[-2:])
-        for i, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if frozen:
-                W, b = W.detach(), b.detach()
-            x = torch.baddbmm(b, self.activate(x) if i else x, W)
+        for i in range(len(self.weights) - 1):
+            x = self.activate(self._linear(i, x, frozen))
         return x
+
+    def last(self, x: Tensor, summed: Tensor | float) -> Tensor:
+        """Sums of outputs [M, N, out] of sums of `summed` [M, N, 1] such."""
+        return x @ self.weights[-1] + summed * self.biases[-1]
+
+    def _linear(self, i: int, x: Tensor, frozen: bool) -> Tensor:
+        W, b = self.weights[i], self.biases[i]
+        return torch.baddbmm(b.detach(), x, W.detach()) if frozen else torch.baddbmm(b, x, W)
 
     def as_one(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights [in, out] and biases [out] of one MLP that gives the members' mean."""

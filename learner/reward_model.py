@@ -53,7 +53,8 @@ RATIO = (1.1, 1.5)  # of the held-out loss to the training loss, between which t
 DECAYS = (1e-6, 10.0)
 FIRST_DECAY = 1.0
 ADAPTED_EVERY = (25, 3)  # minibatches and passes that are between two looks at the held-out loss, at least
-ROWS = 65_536  # in one forward without gradients
+ROWS = 4_096  # in one forward without gradients: what a cache holds
+STEPS = 2_000  # of segments in one forward and backward, likewise
 NUMBERS = 2**24  # in the observations of one, for images
 LONG_MEMORY = 97  # an odd number that spreads seeds
 MAPPED = 1_000_000  # bytes of files that are read before their pages are let go; many more come with them
@@ -167,18 +168,27 @@ class RewardModel(nn.Module):
     ) -> Tensor:
         """Sums of fitted rewards [M, N, K] over segments [N, K, L, ...]; `of`, rows [M, n] of these for each
         member: [M, n, K]."""
-        N, K, L = actions.shape[:3]
+        return self._sums(self._of_segments(obs, actions), ended, of, options=actions.shape[1])
+
+    def _of_segments(self, obs: Tree, actions: Tensor) -> Tensor:
+        """Features [M or 1, N, K L, size] of segments [N, K, L, ...]."""
         flat = tree.map_structure(lambda x: x.flatten(0, 2), obs)
-        features = self._features(flat, actions.flatten(0, 2))
+        return self._features(flat, actions.flatten(0, 2)).unflatten(1, (len(actions), -1))
+
+    def _sums(self, features: Tensor, ended: Tensor | None, of: Tensor | None, *, options: int) -> Tensor:
+        """As `returns`. The last layer, being linear, takes the sum of what it would take of the steps."""
         if of is not None:
-            features = features.unflatten(1, (N, K * L))
             own = torch.arange(self.members)[:, None] if len(features) > 1 else 0
-            features = features[own, of].flatten(1, 2)
-            ended = None if ended is None else ended[of]
-        rewards = self.net(features).unflatten(1, (-1, K, L)).squeeze(-1)
-        if ended is not None:
-            rewards = torch.where(ended, self.ended_reward[..., None, None], rewards)
-        return rewards.sum(-1)
+            features, ended = features[own, of], None if ended is None else ended[of]
+        N, K, L = features.shape[1], options, features.shape[2] // options
+        hidden = self.net.hidden(features.flatten(1, 2)).view(self.members, N * K, L, -1)
+        seen = hidden.new_ones(1, 1, L) if ended is None else (~ended).float().view(-1, N * K, L)
+        summed = (seen[:, :, None] @ hidden).squeeze(
+            2
+        )  # [M, N K, hidden]; its gradient is quicker than a sum's
+        steps = seen.sum(-1)
+        rewards = self.net.last(summed, steps[..., None]).squeeze(-1)
+        return (rewards + (L - steps) * self.ended_reward).view(self.members, N, K)
 
     # Fitting
 
@@ -222,16 +232,18 @@ class RewardModel(nn.Module):
             obs, actions, ended, weights, careless, counts = data.rows(rows)
             counts, of = counts.sort(dim=1, descending=True)
             drawn = int((counts > 0).sum(1).max())  # by the member that draws most of them
-            counts, of = counts[:, :drawn], of[:, :drawn]
-            careless = self.careless if careless is None else careless[of]
-            losses = bradley_terry(
-                self.returns(obs, actions, ended, of=of), weights[of], careless=careless
-            )  # [M, drawn]
-            loss = (counts * losses).sum() / counts.sum().clamp(min=1)
+            features, most = self._of_segments(obs, actions), counts.sum().clamp(min=1)
+            at_once = drawn if features.requires_grad else max(1, STEPS // features.shape[2])
             self.optimiser.zero_grad()
-            (self.members * loss).backward()  # members share nothing: each has its own mean
+            for start in range(0, drawn, at_once):
+                own = of[:, start : min(start + at_once, drawn)]
+                returns = self._sums(features, ended, own, options=actions.shape[1])
+                at_random = self.careless if careless is None else careless[own]
+                losses = bradley_terry(returns, weights[own], careless=at_random)  # [M, n]
+                loss = (counts[:, start : start + own.shape[1]] * losses).sum()
+                (self.members * loss / most).backward()  # members share nothing: each has its own mean
+                total += float(loss.detach())
             self.optimiser.step()
-            total += float((counts * losses.detach()).sum())
             weight += float(counts.sum())
         return total / max(weight, 1.0)
 
@@ -243,11 +255,14 @@ class RewardModel(nn.Module):
         for rows in data.all():
             obs, actions, ended, weights, careless, _ = data.rows(rows)
             held_out = data.held_out[:, torch.from_numpy(rows)]  # [M, n]
-            returns = self.returns(obs, actions, ended)
-            careless = self.careless if careless is None else careless
-            losses.append(bradley_terry(returns, weights, careless=careless)[held_out])
             decided = (weights.max(-1).values > weights.mean(-1) + 1e-6) & held_out.any(0)
-            sums = (returns * held_out[..., None]).sum(0)
+            held_out, of = held_out.sort(dim=1, descending=True)
+            most = int(held_out.sum(1).max())
+            held_out, of = held_out[:, :most], of[:, :most]
+            returns = self.returns(obs, actions, ended, of=of)
+            at_random = self.careless if careless is None else careless[of]
+            losses.append(bradley_terry(returns, weights[of], careless=at_random)[held_out])
+            sums = torch.zeros_like(weights).index_add_(0, of[held_out], returns[held_out])
             right.append((sums.argmax(-1) == weights.argmax(-1))[decided].float())
         return tuple(float(torch.cat(parts).mean()) for parts in (losses, right))  # type: ignore[return-value]
 
