@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_oracle.synthetic import Teacher
+from learner import reward_model
 from learner.losses import bradley_terry
 from learner.reward_model import Compared, Fitting, RewardModel, drawn
 
@@ -188,6 +189,32 @@ def test_each_member_may_have_returns_of_its_own_segments():
     of = torch.tensor([[0, 3], [3, 5], [7, 3]])
     expected = model.returns(obs, actions, ended).gather(1, of[..., None].expand(-1, -1, 2))
     torch.testing.assert_close(model.returns(obs, actions, ended, of=of), expected)
+
+
+def test_returns_are_sums_of_rewards_and_of_what_an_end_is_worth():
+    data = compared(8)
+    model = RewardModel(BOX, ACTIONS, seed=1)
+    obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
+    ended = torch.zeros(8, 2, 10, dtype=torch.bool)
+    ended[3, 0, 5:] = True
+    model.ended_reward.data += torch.tensor([[1.0], [2.0], [3.0]])
+    rewards = model(obs.flatten(0, 2), actions.flatten(0, 2)).unflatten(1, (8, 2, 10))
+    torch.testing.assert_close(model.returns(obs, actions), rewards.sum(-1))
+    rewards[:, ended] = model.ended_reward.data
+    torch.testing.assert_close(model.returns(obs, actions, ended), rewards.sum(-1))
+
+
+def test_a_fit_is_the_same_in_pieces_of_any_size(monkeypatch):
+    """Also where nothing of a piece is held out."""
+    found = []
+    for size in (1, 65_536):
+        monkeypatch.setattr(reward_model, "STEPS", size)
+        monkeypatch.setattr(reward_model, "ROWS", size)
+        model = RewardModel(BOX, ACTIONS, seed=1)
+        found.append((model.fit(compared(40), passes=3), model.net.weights[0].detach()))
+    (one, small), (other, large) = found
+    assert one == pytest.approx(other, rel=1e-3)
+    torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-4)
 
 
 def test_of_images_each_member_has_convolutions_of_its_own():
