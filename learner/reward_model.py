@@ -183,8 +183,8 @@ class RewardModel(nn.Module):
         N, K, L = features.shape[1], options, features.shape[2] // options
         hidden = self.net.hidden(features.flatten(1, 2))
         hidden = hidden.view(self.members, N * K, L, hidden.shape[-1])
-        seen = hidden.new_ones(1, 1, L) if ended is None else (~ended).float().view(-1, N * K, L)
-        summed = (seen[:, :, None] @ hidden).squeeze(2)  # whose gradient is quicker than a sum's
+        seen = hidden.new_ones(1, L) if ended is None else (~ended).float().flatten(-3, -2)
+        summed = (seen[..., None, :] @ hidden).squeeze(2)  # whose gradient is quicker than a sum's
         steps = seen.sum(-1)
         rewards = self.net.last(summed, steps[..., None]).squeeze(-1)
         return (rewards + (L - steps) * self.ended_reward).view(self.members, N, K)
