@@ -23,6 +23,7 @@ from rich.table import Table
 
 from services.overrides import Config, load_config, to_yaml
 from services.run_directory import SEEDS
+from services.seeds import is_done
 from tutelage.errors import ConfigError
 
 
@@ -78,7 +79,7 @@ def interleaved(*sides: Callable[[], object], repeats: int = 5) -> tuple[float, 
 
 def trained(folder: Path, command: Sequence[str], seeds: int) -> list[dict[str, Any]]:
     """The summaries of `tutelage train COMMAND seeds=N` in this folder; what is there already counts, if it
-    was trained by the same settings. Raises ConfigError for others."""
+    was trained by the same settings. Raises ConfigError for others, and where a seed was interrupted."""
     if (folder / "summary.json").is_file():
         check_the_same(folder, load_config(command[0], [*command[1:], f"seeds={seeds}"]))
     else:
@@ -87,6 +88,8 @@ def trained(folder: Path, command: Sequence[str], seeds: int) -> list[dict[str, 
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/summary.json"))]
     if len(found) != seeds:
         raise ConfigError(f"{folder} has {len(found)} of {seeds} seeds; `tutelage resume {folder}` goes on")
+    if not all(map(is_done, found)):
+        raise ConfigError(f"a seed in {folder} was interrupted; `tutelage resume {folder}` goes on")
     return found
 
 

@@ -19,7 +19,8 @@ def folder(tmp_path):
     """Two seeds, trained as COMMAND says."""
     for k in range(2):
         (tmp_path / f"seed-{k}").mkdir()
-        (tmp_path / f"seed-{k}" / "summary.json").write_text(json.dumps({"return_mean": -k}))
+        summary = {"return_mean": -k, "stopped_because": "env_steps=130000"}
+        (tmp_path / f"seed-{k}" / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "summary.json").write_text("{}")
     (tmp_path / SEEDS).write_text(to_yaml(load_config(COMMAND[0], [*COMMAND[1:], "seeds=2"])))
     return tmp_path
@@ -40,6 +41,13 @@ def test_runs_of_the_same_settings_count(folder):
 def test_runs_of_other_settings_are_refused(folder, command, seeds, words):
     with pytest.raises(ConfigError, match=words):
         trained(folder, command, seeds)
+
+
+def test_seeds_that_were_interrupted_are_refused(folder):
+    summary = {"return_mean": 0.0, "stopped_because": "SIGTERM"}
+    (folder / "seed-1" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ConfigError, match=r"was interrupted; `tutelage resume .*` goes on"):
+        trained(folder, COMMAND, 2)
 
 
 def line(answer, *returns):
