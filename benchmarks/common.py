@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.overrides import Config, load_config, to_yaml
-from services.run_directory import SEEDS
-from services.seeds import is_done
+from services.run_directory import SEEDS, is_done
 from tutelage.errors import ConfigError
 
 

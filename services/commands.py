@@ -10,8 +10,8 @@ from expert_oracle.checkpoint import load_checkpoint
 from services import report
 from services.job import CONTROL, execute, measure, new_run
 from services.overrides import changed_for_resume, load_config
-from services.run_directory import SEEDS, RunDirectory, default_path, is_training, write_json
-from services.seeds import is_done, resume_seeds, train_seeds
+from services.run_directory import SEEDS, RunDirectory, default_path, is_done, is_training, write_json
+from services.seeds import resume_seeds, train_seeds
 from services.settings import TuneSettings, build_config, preflight, settings_of
 from services.trainer import result_seeds
 from tutelage.errors import ConfigError

@@ -50,6 +50,12 @@ def is_run(path: Path | str) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
+def is_done(summary: Mapping[str, Any]) -> bool:
+    """Whether a run ended by a criterion of its own, and not by a signal."""
+    why = summary.get("stopped_because")
+    return bool(why) and not str(why).startswith("SIG")
+
+
 def find_runs(path: Path | str) -> list[Path]:
     """`path` if it is a run, else the runs directly in it, such as the seeds of one experiment."""
     path = Path(path)

@@ -18,7 +18,16 @@ from services import report
 from services.job import Job, start_ray
 from services.overrides import changed_for_resume, load_config, to_yaml
 from services.progress import Progress
-from services.run_directory import SEEDS, RunDirectory, is_run, take_folder, take_lock, write, write_json
+from services.run_directory import (
+    SEEDS,
+    RunDirectory,
+    is_done,
+    is_run,
+    take_folder,
+    take_lock,
+    write,
+    write_json,
+)
 from services.settings import Sections, Stop, TuneSettings, preflight, settings_of
 from services.trainer import Trainer
 from services.trainer_config import TrainerConfig
@@ -172,12 +181,6 @@ def run_seed(seed: int, sections: Sections, path: Path) -> dict[str, Any]:
             with Progress(str(folder), {}, quiet=True) as progress:
                 summary = job.execute(progress)
     return summary
-
-
-def is_done(summary: Mapping[str, Any]) -> bool:
-    """Whether a run ended by a criterion of its own, and not by a signal."""
-    why = summary.get("stopped_because")
-    return bool(why) and not str(why).startswith("SIG")
 
 
 def seed_lines() -> Any:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.run_directory import SEEDS, RunDirectory
-from services.seeds import StopOrRequest, is_done, pool, reason, resume_seeds, seeds_of, train_seeds
+from services.run_directory import SEEDS, RunDirectory, is_done
+from services.seeds import StopOrRequest, pool, reason, resume_seeds, seeds_of, train_seeds
 from services.settings import Stop
 from tutelage.errors import ConfigError
 
