@@ -179,25 +179,26 @@ def test_the_worth_of_an_end_does_not_decay():
     torch.testing.assert_close(model.ended_reward.data, torch.full((3, 1), 3.0))
 
 
-def test_each_member_may_have_returns_of_its_own_segments():
+def one_ends():
+    """A model whose members know what an end is worth, and segments of which one ends halfway."""
     data = compared(8)
     model = RewardModel(BOX, ACTIONS, seed=1)
     obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
     ended = torch.zeros(8, 2, 10, dtype=torch.bool)
     ended[3, 0, 5:] = True
     model.ended_reward.data += torch.tensor([[1.0], [2.0], [3.0]])
+    return model, obs, actions, ended
+
+
+def test_each_member_may_have_returns_of_its_own_segments():
+    model, obs, actions, ended = one_ends()
     of = torch.tensor([[0, 3], [3, 5], [7, 3]])
     expected = model.returns(obs, actions, ended).gather(1, of[..., None].expand(-1, -1, 2))
     torch.testing.assert_close(model.returns(obs, actions, ended, of=of), expected)
 
 
 def test_returns_are_sums_of_rewards_and_of_what_an_end_is_worth():
-    data = compared(8)
-    model = RewardModel(BOX, ACTIONS, seed=1)
-    obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
-    ended = torch.zeros(8, 2, 10, dtype=torch.bool)
-    ended[3, 0, 5:] = True
-    model.ended_reward.data += torch.tensor([[1.0], [2.0], [3.0]])
+    model, obs, actions, ended = one_ends()
     rewards = model(obs.flatten(0, 2), actions.flatten(0, 2)).unflatten(1, (8, 2, 10))
     torch.testing.assert_close(model.returns(obs, actions), rewards.sum(-1))
     rewards[:, ended] = model.ended_reward.data
