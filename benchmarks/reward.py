@@ -102,8 +102,10 @@ def bare() -> Iterable[Row]:
 
 
 def beside_peer() -> Iterable[Row]:
+    """Both draw a bootstrap sample of all comparisons a pass and member; theirs computes what it draws twice
+    twice."""
     data = compared()
-    count = PASSES * len(learnt_from(data))
+    count = PASSES * len(data)
     for width, reach in ((32, 20), (64, None)):
         (ours,) = interleaved(our_fit(data, width))
         peer = peers.measure(f"reward-{width}")

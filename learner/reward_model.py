@@ -57,7 +57,7 @@ ROWS = 4_096  # in one forward without gradients: what a cache holds
 STEPS = 2_000  # of segments in one forward and backward, likewise
 NUMBERS = 2**24  # in the observations of one, for images
 LONG_MEMORY = 97  # an odd number that spreads seeds
-MAPPED = 1_000_000  # bytes of files that are read before their pages are let go; many more come with them
+MAPPED = 8  # rows of a mapped file that are read before its pages are let go; megabytes come with each
 POISSON = np.exp(-1) * np.cumsum(1 / np.cumprod([1.0, *range(1, 16)]))  # its distribution function, mean 1
 
 
@@ -250,7 +250,7 @@ class RewardModel(nn.Module):
     def test(self, data: Fitting) -> tuple[float, float]:
         """Loss of each member and accuracy of their mean, on comparisons that they are held out of; NaN where
         there are none."""
-        losses, right = list[Tensor](), list[Tensor]()
+        totals = torch.zeros(4, dtype=torch.float64)  # losses, their number, right, their number
         for rows in data.all():
             obs, actions, ended, weights, careless, _ = data.rows(rows)
             held_out = data.held_out[:, torch.from_numpy(rows)]  # [M, n]
@@ -260,10 +260,12 @@ class RewardModel(nn.Module):
             held_out, of = held_out[:, :most], of[:, :most]
             returns = self.returns(obs, actions, ended, of=of)
             at_random = self.careless if careless is None else careless[of]
-            losses.append(bradley_terry(returns, weights[of], careless=at_random)[held_out])
+            losses = bradley_terry(returns, weights[of], careless=at_random)[held_out]
             sums = torch.zeros_like(weights).index_add_(0, of[held_out], returns[held_out])
-            right.append((sums.argmax(-1) == weights.argmax(-1))[decided].float())
-        return tuple(float(torch.cat(parts).mean()) for parts in (losses, right))  # type: ignore[return-value]
+            right = (sums.argmax(-1) == weights.argmax(-1))[decided]
+            totals += torch.stack([losses.sum(), held_out.sum(), right.sum(), decided.sum()])
+        loss, losses, right, decided = totals.tolist()
+        return loss / losses if losses else math.nan, right / decided if decided else math.nan
 
     def _adapt(self, loss: float, held_out: float) -> None:
         if not np.isfinite(held_out):
@@ -315,29 +317,18 @@ class Fitting:
         self.counts = torch.from_numpy(counts.astype(np.float32))  # [M, N]
         self.held_out = torch.from_numpy((counts == 0) | held_out)  # [M, N]
         self._steps = int(np.prod(compared.actions.shape[1:3]))  # of one comparison
-        self._read = 0  # bytes, since pages were let go
 
     def rows(self, rows: Array) -> tuple[Tree, Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
         """obs and actions [n, K, L, ...], ended [n, K, L], weights [n, K], careless [n] and counts [M, n] of
         these comparisons."""
         one = self.compared
         questions = one.rows[rows]
-        self._let_go(len(rows))
-        obs = tree.map_structure(lambda x: torch.from_numpy(x[questions]), one.obs)
-        ended = None if one.ended is None else torch.from_numpy(one.ended[questions])
+        obs = tree.map_structure(lambda x: torch.from_numpy(read(x, questions)), one.obs)
+        actions = torch.from_numpy(read(one.actions, questions))
+        ended = None if one.ended is None else torch.from_numpy(read(one.ended, questions))
         careless = None if one.careless is None else torch.from_numpy(one.careless[rows])
         weights, counts = torch.from_numpy(one.weights[rows]), self.counts[:, torch.from_numpy(rows)]
-        return obs, torch.from_numpy(one.actions[questions]), ended, weights, careless, counts
-
-    def _let_go(self, rows: int) -> None:
-        """Of mapped files, keep only what was read lately in memory."""
-        arrays: list[Any] = [*tree.flatten(self.compared.obs), self.compared.actions, self.compared.ended]
-        self._read += sum(rows * array[0].nbytes for array in arrays if array is not None)
-        if self._read > MAPPED:
-            self._read = 0
-            for array in arrays:
-                if isinstance(array, np.memmap):
-                    array.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+        return obs, actions, ended, weights, careless, counts
 
     def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Array]:
         rows = rng.permutation(len(self.compared))
@@ -347,6 +338,18 @@ class Fitting:
         rows = np.arange(len(self.compared))
         size = max(1, rows_at_once(self.compared.obs, leading=3) // self._steps)
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def read(array: Array, rows: Array) -> Array:
+    """Rows of an array; of a mapped file, what comes with them does not stay in memory."""
+    if not isinstance(array, np.memmap):
+        return array[rows]
+    out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    for start in range(0, len(rows), MAPPED):
+        some = slice(start, start + MAPPED)
+        out[some] = array[rows[some]]
+        array.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+    return out
 
 
 def rows_at_once(obs: Tree, *, leading: int) -> int:
