@@ -64,6 +64,7 @@ def main(
     rollouts_a_round: int,
     horizon: int,
     num_envs: int = 8,
+    log_std_init: float = 0.0,
 ) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -75,7 +76,11 @@ def main(
         learning_rate=lambda _: lr[0] + (lr[1] - lr[0]) * min(1.0, venv.steps / env_steps),
         n_steps=ROLLOUT // num_envs,
         n_epochs=10,
-        policy_kwargs={"features_extractor_class": NormalizeFeaturesExtractor, "net_arch": [64, 64]},
+        policy_kwargs={
+            "features_extractor_class": NormalizeFeaturesExtractor,
+            "net_arch": [64, 64],
+            "log_std_init": log_std_init,
+        },
         seed=seed,
         device="cpu",
         **ppo,
