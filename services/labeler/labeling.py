@@ -12,11 +12,8 @@ what is nowhere else: the queue follows the disk, and the ledger follows the que
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import heapq
-import hmac
 import logging
-import random
 import re
 import threading
 import time
@@ -32,6 +29,7 @@ import redis
 
 from expert_oracle import feedback
 from expert_oracle.feedback import Footage
+from services.labeler.draws import Draws
 from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
@@ -116,8 +114,8 @@ class Labeling:
         self.queries = Queries(self.folder / "queries")
         self.overlap, self.ahead = overlap, ahead
         self.fault = ""  # what keeps `run_once` from its work; empty: nothing
-        self._secret = secret
-        self._mixing = Mixing(self._share, repeats=repeats, gold=gold)
+        self._draws = Draws(secret)
+        self._mixing = Mixing(self._draws.share, repeats=repeats, gold=gold)
         self._bodies: OrderedDict[str, Known] = OrderedDict()
         self._began: OrderedDict[tuple[str, str], float] = OrderedDict()  # leases, by question and annotator
         self._lock = threading.Lock()  # of what is below
@@ -255,7 +253,7 @@ class Labeling:
         """As this annotator is shown it. What its kind cannot show is given back, as broken."""
         try:
             kind = feedback.kind(lease.kind)
-            order = self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
+            order = self._draws.order(lease.id, annotator, kind.sides(lease.body), lease.again)
             view = kind.view(lease.body, order)
         except Exception as error:
             LOG.exception("question %s cannot be shown", lease.id)
@@ -295,7 +293,7 @@ class Labeling:
         if known.body is not None:  # otherwise it is done for long: whatever is said, it does not count
             kind = feedback.kind(known.kind)
             said["value"] = None if cannot_tell else np.asarray(kind.value(known.body, value)).tolist()
-            order = self._order(question, annotator, kind.sides(known.body), known.again)
+            order = self._draws.order(question, annotator, kind.sides(known.body), known.again)
         now = time.time()
         times = {"started_at": started_at, "answered_at": now if answered_at is None else answered_at}
         began = self._began_at(question, annotator)
@@ -572,29 +570,16 @@ class Labeling:
         self._buried.add(id)
         LOG.warning("question %s cannot be asked: %s", id, why)
 
-    # Who is asked what, and how it is shown
-
-    def _share(self, *what: str) -> float:
-        """A number from 0 to 1 that is always the same for the same words, and that nobody can guess."""
-        return int.from_bytes(self._digest(*what)[:8], "big") / 2**64
-
-    def _digest(self, *what: str) -> bytes:
-        return hmac.new(self._secret, "\n".join(what).encode(), hashlib.sha256).digest()
+    # Who is asked what
 
     def _wanted(self, query: Query) -> int:
         """How many answers; of gold questions as many as there are annotators."""
         if query.id in self.queries and self.queries.place(query.id).gold:
             return 2**31
-        more = query.answers_wanted == 1 and self._share("overlap", query.id) < self.overlap
+        more = query.answers_wanted == 1 and self._draws.share("overlap", query.id) < self.overlap
         if more and query.id in self.queries and self.queries.meant_for(query.id)[0]:
             return 1
         return query.answers_wanted + more
-
-    def _order(self, question: str, annotator: str, sides: int, again: str = "") -> list[int]:
-        """The options in the order in which this annotator is shown them; reversed when asked `again`."""
-        order = list(range(sides))
-        random.Random(self._digest("order", again or question, annotator)).shuffle(order)
-        return order[::-1] if again else order
 
     def _is_ordinary(self, question: str, known: Known) -> bool:
         """Neither gold nor a repeat, nor too much to ask for twice."""
@@ -609,7 +594,7 @@ class Labeling:
                 continue
             if known.body is not None:
                 # A name that says nothing, and no other annotator's.
-                id = self._digest("again", first, annotator).hex()[:24]
+                id = self._draws.digest("again", first, annotator).hex()[:24]
                 more = Question(id, known.kind, known.body, URGENT, only=[annotator], again=first)
                 self.queue.submit([more])
             self._mixing.undone(annotator, first)
