@@ -12,27 +12,25 @@ what is nowhere else: the queue follows the disk, and the ledger follows the que
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
 import re
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import redis
 
 from expert_oracle import feedback
-from expert_oracle.feedback import Footage
 from services.labeler.draws import Draws
 from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
+from services.labeler.publishing import AHEAD, Filming, Publishing
 from services.labeler.queries import Queries
 from services.labeler.queue import (
     Event,
@@ -45,36 +43,17 @@ from services.labeler.queue import (
     check_name,
     event_key,
 )
-from tutelage.errors import Killed, NoRoom, ServiceError, TutelageError
+from tutelage.errors import NoRoom, ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
 LOG = logging.getLogger(__name__)
-AHEAD = 1000
-"""Questions that are filmed before somebody takes them; the others wait on the disk."""
-FILMING = 32  # of them at a time
-PAUSE_S = 5.0  # of filming, where a disk is full or a process was killed
-KILLED_LIMIT = 3
-"""Times that filming a question ends with its process killed before it is not tried again."""
 REMEMBERED = 2048  # bodies of questions, and as many leases
 TICK_S = 0.2
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
-BLOCK = 500  # questions that are handed to the queue at a time
 PLAYED = {"demonstration"}
 """Kinds whose answers this service has played itself, and that nobody is asked again."""
 URGENT = 1e12
 """The priority of what is asked again."""
-
-
-class Filming(Protocol):
-    """Who makes clips: `services.labeler.clips.Clips`."""
-
-    def film(self, footage: Footage) -> Future[dict[str, Any]]:
-        """A clip's name and size, once it is there; the future's exception says why it cannot be made, and is
-        NoRoom or Killed where it may be later.
-        """
-        ...
-
-    def path(self, name: str) -> Path | None: ...
 
 
 @dataclass(frozen=True)
@@ -112,27 +91,26 @@ class Labeling:
     ) -> None:
         self.queue, self.ledger, self.clips, self.folder = queue, ledger, clips, Path(folder)
         self.queries = Queries(self.folder / "queries")
-        self.overlap, self.ahead = overlap, ahead
         self.fault = ""  # what keeps `run_once` from its work; empty: nothing
         self._draws = Draws(secret)
         self._mixing = Mixing(self._draws.share, repeats=repeats, gold=gold)
+        self._wake = threading.Event()
+        self._publishing = Publishing(
+            queue,
+            self.queries,
+            clips,
+            self._draws,
+            overlap=overlap,
+            ahead=ahead,
+            add_gold=self._mixing.add_gold,
+            wake=self._wake.set,
+        )
         self._bodies: OrderedDict[str, Known] = OrderedDict()
         self._began: OrderedDict[tuple[str, str], float] = OrderedDict()  # leases, by question and annotator
-        self._lock = threading.Lock()  # of what is below
-        self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
-        self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
-        self._filming: dict[str, tuple[Query, list[Future[dict[str, Any]]]]] = {}
-        self._film_from = 0.0  # by the monotonic clock: not before
-        self._held_up = ""  # what keeps clips from being made, and may pass
-        self._killed: Counter[str] = Counter()  # by question
-        self._buried: set[str] = set()  # what never could be asked
-        self._filmed_kinds: set[str] = set()
-        self._short = 0  # questions that somebody was to be given since the last filming, and were not there
+        self._lock = threading.Lock()  # of these two
         self._working = threading.Lock()
         self._recovered = self._recalled = False
-        self._submitted = 0  # questions that the queue has had, as far as was seen
         self._lost = ""  # what only somebody else can mend
-        self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -171,21 +149,12 @@ class Labeling:
                 if query.id in gold:
                     _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
         added = set(self.queries.add(queries, gold, only, never))
-        with self._lock:
-            for id in added:
-                self._push(id)
+        self._publishing.add(added)
         self._wake.set()
         if known := [query.id for query in queries if query.id not in added]:
-            self._ask_again(known)
+            self._publishing.ask_again(known)
             self._wake.set()
         return [query.id for query in queries]
-
-    def _ask_again(self, known: Sequence[str]) -> None:
-        """What was withdrawn, and what never came as far as the queue."""
-        for id, state in self.queue.states(known).items():
-            if state in ("withdrawn", "unasked"):
-                self.queue.requeue(id)
-        self._push_missing(known)
 
     def query(self, id: str) -> Query:
         """With its segments, for machines. Raises KeyError."""
@@ -216,21 +185,11 @@ class Labeling:
         if kind:
             chosen |= {id for id in self.queries if self.queries.place(id).kind == kind}
         chosen = {id for id in chosen if id in self.queries and not self.queries.place(id).gold}
-        with self._lock:
-            for heap in (self._pending, self._unfilmed):
-                heap[:] = [entry for entry in heap if entry[2] not in chosen]
-                heapq.heapify(heap)
-            for id in chosen & set(self._filming):
-                del self._filming[id]
-        ordered = sorted(chosen)
-        return sum(
-            self.queue.withdraw(ordered[start : start + BLOCK]) for start in range(0, len(ordered), BLOCK)
-        )
+        return self._publishing.withdraw(chosen)
 
     def waiting(self) -> int:
         """How many are on the disk and not asked yet."""
-        with self._lock:
-            return len(self._pending) + len(self._unfilmed) + len(self._filming)
+        return self._publishing.waiting()
 
     # For those who answer
 
@@ -245,8 +204,7 @@ class Labeling:
             assignments = [self._assignment(lease, annotator) for lease in leases]
             if None not in assignments:  # else others take the place of what cannot be shown
                 break
-        if not kinds or self._filmed_kinds & set(kinds):
-            self._short = max(self._short, n - len(leases))
+        self._publishing.fell_short(n - len(leases), kinds)
         return [assignment for assignment in assignments if assignment is not None]
 
     def _assignment(self, lease: Lease, annotator: str) -> Assignment | None:
@@ -333,7 +291,7 @@ class Labeling:
         if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
             events = list(self.ledger)
             known = {event.question for event in events if event.question in self.queries}
-            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+            self.queue.restore(events, {id: self._publishing.wanted(self.query(id)) for id in known})
         if not self._recalled:
             self._recall()
 
@@ -386,21 +344,18 @@ class Labeling:
             if not self._recovered:
                 self._recover()
             self._look_for_losses()
-            self._look_at_the_dead()
-            self._publish()
+            self._publishing.publish()
             self.ledger.follow(self.queue)
             while self.queue.expire() and not self._stopped.is_set():
                 pass
-            if fault := self._lost or (self._held_up if self.waiting() else ""):
+            if fault := self._lost or self._publishing.held_up():
                 raise ServiceError(fault)
 
     def _look_for_losses(self) -> None:
         """A store of somebody else's may come back empty, or without what was latest, while we serve."""
-        submitted = self.queue.submitted()
-        if submitted < self._submitted:
+        if self._publishing.has_lost():
             LOG.warning("the store has lost questions; they are asked anew, from %s", self.queries.path)
             self._recover()
-        self._submitted = submitted
         latest = self.ledger.cursor()
         if latest == "0" or self.queue.has_event(latest):
             return
@@ -416,170 +371,10 @@ class Labeling:
     def _recover(self) -> None:
         """After a start or a loss: answers come back from the ledger, the rest from the disk."""
         self.restore()
-        ids = list(self.queries)
-        dead = self.queue.dead()
-        for start in range(0, len(ids), BLOCK):
-            self._push_missing(ids[start : start + BLOCK])
-        self._buried = {id for id in dead if id in self.queries}
-        gold = [id for id in ids if self.queries.place(id).gold]
-        for id, state in self.queue.states(gold).items():
-            if state in ("kept", "dead"):  # the others once they are handed over
-                self._mixing.add_gold(id, self.queries.place(id).kind)
+        self._publishing.recover()
         self._recovered = True
 
-    def _push_missing(self, ids: Sequence[str]) -> None:
-        """Those of them that are neither in the queue nor wait already."""
-        if not (missing := self.queue.missing(ids)):
-            return
-        with self._lock:
-            waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
-            for id in missing:
-                if id not in waits:
-                    self._push(id)
-
-    def _push(self, id: str) -> None:
-        place = self.queries.place(id)
-        heapq.heappush(self._pending, (-place.priority, place.offset, id))
-
-    def _look_at_the_dead(self) -> None:
-        """Film once more what an operator wants asked again."""
-        if not self._buried:
-            return
-        dead = self.queue.dead()
-        risen = [id for id in self._buried if id not in dead]
-        self._buried -= set(risen)
-        self._push_missing(risen)
-
-    def _publish(self) -> None:
-        """Ask what can be asked at once, film what is next, and ask what is filmed."""
-        ready = list[Question]()
-        try:
-            self._ask_at_once(ready)
-            self._film()
-            for query, clips in self._filmed():
-                with self._burying(query.id):
-                    ready.append(self._question(query, clips))
-            self._hand_over(ready)
-        except Exception:  # what was not handed over waits as before
-            with self._lock:
-                for question in ready:
-                    self._push(question.id)
-            raise
-
-    def _ask_at_once(self, ready: list[Question]) -> None:
-        while (entry := self._next(self._pending)) is not None:
-            with self._burying(entry[2]):
-                query = self.queries[entry[2]]
-                if feedback.kind(query.kind).footage(query):
-                    with self._lock:
-                        heapq.heappush(self._unfilmed, entry)
-                else:
-                    ready.append(self._question(query, []))
-            if len(ready) >= BLOCK:
-                self._hand_over(ready)
-        self._hand_over(ready)
-
-    def _next(self, heap: list[tuple[float, int, str]]) -> tuple[float, int, str] | None:
-        with self._lock:
-            return heapq.heappop(heap) if heap else None
-
-    def _film(self) -> None:
-        """So many that there are enough ahead, and that who can take none of those that are has some too."""
-        short, self._short = self._short, 0
-        if not self._unfilmed or time.monotonic() < self._film_from:
-            return
-        depth = self.queue.depth()
-        room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
-        if short > room and not self.queue.paused():
-            room = short
-        while len(self._filming) < min(FILMING, room) and (entry := self._next(self._unfilmed)):
-            with self._burying(entry[2]):
-                query = self.queries[entry[2]]
-                kind = feedback.kind(query.kind)
-                films = [self.clips.film(footage) for footage in kind.footage(query)]
-                self._filmed_kinds.add(query.kind)
-                with self._lock:
-                    self._filming[query.id] = query, films
-                for film in films:
-                    film.add_done_callback(lambda _: self._wake.set())
-
-    def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
-        """Those whose clips are there; what cannot be filmed is a dead letter, or waits if that may pass."""
-        with self._lock:
-            over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
-        for id in over:
-            with self._lock:
-                if id not in self._filming:  # withdrawn
-                    continue
-                query, films = self._filming.pop(id)
-            errors = [error for film in films if (error := film.exception()) is not None]
-            if not errors:
-                self._held_up = ""
-                self._killed.pop(id, None)
-                yield query, [film.result() for film in films]
-                continue
-            why = " ".join(str(errors[0]).split()) or type(errors[0]).__name__
-            self._killed[id] += isinstance(errors[0], Killed)
-            if isinstance(errors[0], NoRoom) or 0 < self._killed[id] < KILLED_LIMIT:
-                self._held_up, self._film_from = why, time.monotonic() + PAUSE_S
-                with self._lock:
-                    self._push(id)
-            else:
-                del self._killed[id]
-                self._bury(id, why)
-
-    def _question(self, query: Query, clips: Sequence[Mapping[str, Any]]) -> Question:
-        """What the queue is given."""
-        body = feedback.kind(query.kind).body(query, clips)
-        known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
-        wanted, kept = self._wanted(query), known is not None
-        only, never = self.queries.meant_for(query.id)
-        return Question(
-            query.id, query.kind, body, query.priority, wanted, only, never, gold=known, kept=kept
-        )
-
-    @contextlib.contextmanager
-    def _burying(self, id: str) -> Iterator[None]:
-        """Whatever a kind makes of its query, the others go on: this one is a dead letter."""
-        try:
-            yield
-        except ValueError as error:
-            self._bury(id, str(error))
-        except Exception as error:
-            LOG.exception("question %s cannot be asked", id)
-            self._bury(id, f"{type(error).__name__}: {error}")
-
-    def _hand_over(self, ready: list[Question]) -> None:
-        """To the queue, and out of the list."""
-        if not ready:
-            return
-        self.queue.submit(ready)
-        self._submitted = self.queue.submitted()
-        for question in ready:
-            if question.kept:
-                self._mixing.add_gold(question.id, question.kind)
-        ready.clear()
-
-    def _bury(self, id: str, why: str) -> None:
-        try:
-            self.queue.bury(id, why)
-        except redis.RedisError:  # tried again from the beginning
-            with self._lock:
-                self._push(id)
-            raise
-        self._buried.add(id)
-        LOG.warning("question %s cannot be asked: %s", id, why)
-
     # Who is asked what
-
-    def _wanted(self, query: Query) -> int:
-        """How many answers; of gold questions as many as there are annotators."""
-        if query.id in self.queries and self.queries.place(query.id).gold:
-            return 2**31
-        more = query.answers_wanted == 1 and self._draws.share("overlap", query.id) < self.overlap
-        if more and query.id in self.queries and self.queries.meant_for(query.id)[0]:
-            return 1
-        return query.answers_wanted + more
 
     def _is_ordinary(self, question: str, known: Known) -> bool:
         """Neither gold nor a repeat, nor too much to ask for twice."""
