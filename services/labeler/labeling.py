@@ -16,7 +16,6 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,23 +36,20 @@ from services.labeler.queue import (
     Known,
     Lease,
     Outcome,
-    Question,
     Queue,
     Undoing,
     check_name,
     event_key,
 )
-from tutelage.errors import NoRoom, ServiceError, TutelageError
+from services.labeler.shown import Shown
+from tutelage.errors import ServiceError, TutelageError
 from tutelage.types import Answer, Array, Query
 
 LOG = logging.getLogger(__name__)
-REMEMBERED = 2048  # bodies of questions, and as many leases
 TICK_S = 0.2
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
 PLAYED = {"demonstration"}
 """Kinds whose answers this service has played itself, and that nobody is asked again."""
-URGENT = 1e12
-"""The priority of what is asked again."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,8 @@ class Labeling:
         self.queries = Queries(self.folder / "queries")
         self.fault = ""  # what keeps `run_once` from its work; empty: nothing
         self._draws = Draws(secret)
-        self._mixing = Mixing(self._draws.share, repeats=repeats, gold=gold)
+        self._shown = Shown(queue, self.queries, clips)
+        self._mixing = Mixing(queue, self._shown, self._draws, repeats=repeats, gold=gold)
         self._wake = threading.Event()
         self._publishing = Publishing(
             queue,
@@ -105,9 +102,6 @@ class Labeling:
             add_gold=self._mixing.add_gold,
             wake=self._wake.set,
         )
-        self._bodies: OrderedDict[str, Known] = OrderedDict()
-        self._began: OrderedDict[tuple[str, str], float] = OrderedDict()  # leases, by question and annotator
-        self._lock = threading.Lock()  # of these two
         self._working = threading.Lock()
         self._recovered = self._recalled = False
         self._lost = ""  # what only somebody else can mend
@@ -198,7 +192,7 @@ class Labeling:
 
         Raises Banned.
         """
-        self._mix_in(annotator, kinds)
+        self._mixing.mix_in(annotator, kinds)
         while True:
             leases = self.queue.lease(annotator, n=n, kinds=kinds)
             assignments = [self._assignment(lease, annotator) for lease in leases]
@@ -217,8 +211,7 @@ class Labeling:
             LOG.exception("question %s cannot be shown", lease.id)
             self.queue.give_back(lease.id, annotator, broken=f"{type(error).__name__}: {error}")
             return None
-        self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
-        self._remember(self._began, (lease.id, annotator), lease.began_at)
+        self._shown.remember(lease, annotator)
         query = lease.again or lease.id
         return Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query)
 
@@ -241,7 +234,7 @@ class Labeling:
         started_at, answered_at, moments: seconds since the epoch; what is before the lease or after now is
         set right. Raises ValueError, naming the field, for a value that is none.
         """
-        known = self._look_up(question)
+        known = self._shown.look_up(question)
         if known is None:
             return "unknown", ""
         if known.kind in PLAYED and not (played or cannot_tell):
@@ -254,18 +247,17 @@ class Labeling:
             order = self._draws.order(question, annotator, kind.sides(known.body), known.again)
         now = time.time()
         times = {"started_at": started_at, "answered_at": now if answered_at is None else answered_at}
-        began = self._began_at(question, annotator)
+        began = self._shown.began_at(question, annotator)
         said |= {name: min(max(at, began), now) for name, at in {**times, **moments}.items()}
         outcome, event = self.queue.answer(question, annotator, {**said, "side_shown": order, **extra})
         if outcome == "accepted" and self._is_ordinary(question, known):
             self._mixing.answered(annotator, question)
         return outcome, event
 
-    def _began_at(self, question: str, annotator: str) -> float:
-        """The beginning of the lease; 0 where it is over and forgotten."""
-        with self._lock:
-            began = self._began.get((question, annotator))
-        return began if began is not None else self.queue.leased_at(question, annotator) or 0.0
+    def _is_ordinary(self, question: str, known: Known) -> bool:
+        """Neither gold nor a repeat, nor too much to ask for twice."""
+        is_gold = question in self.queries and self.queries.place(question).gold
+        return not (is_gold or known.again or known.kind in PLAYED)
 
     def undo(self, question: str, annotator: str) -> Undoing:
         """As `Queue.undo`."""
@@ -373,65 +365,6 @@ class Labeling:
         self.restore()
         self._publishing.recover()
         self._recovered = True
-
-    # Who is asked what
-
-    def _is_ordinary(self, question: str, known: Known) -> bool:
-        """Neither gold nor a repeat, nor too much to ask for twice."""
-        is_gold = question in self.queries and self.queries.place(question).gold
-        return not (is_gold or known.again or known.kind in PLAYED)
-
-    def _mix_in(self, annotator: str, kinds: Sequence[str]) -> None:
-        """Give the annotator what it is to be asked again, and gold, among the rest."""
-        for first in self._mixing.repeats_due(annotator):
-            known = self._with_body(first)
-            if known is None:  # its clips are on their way
-                continue
-            if known.body is not None:
-                # A name that says nothing, and no other annotator's.
-                id = self._draws.digest("again", first, annotator).hex()[:24]
-                more = Question(id, known.kind, known.body, URGENT, only=[annotator], again=first)
-                self.queue.submit([more])
-            self._mixing.undone(annotator, first)
-        for id in self._mixing.gold_for(annotator, kinds):
-            lent = self.queue.lend(id, annotator)
-            if lent in ("lent", "had"):
-                self._mixing.had(annotator, id)
-            if lent in ("lent", "refused"):
-                break
-
-    def _with_body(self, question: str) -> Known | None:
-        """Of what was asked, however long ago; None: not yet. No body: it cannot be had any more."""
-        known = self._look_up(question)
-        if known is not None and known.body is not None:
-            return known
-        try:
-            query = self.queries[question]
-            kind = feedback.kind(query.kind)
-            films = [self.clips.film(footage) for footage in kind.footage(query)]
-            if not all(film.done() for film in films):
-                return None
-            known = Known(query.kind, kind.body(query, [film.result() for film in films]))
-        except NoRoom:
-            return None
-        except Exception as error:
-            LOG.warning("question %s cannot be asked again: %s", question, error)
-            return Known("", None)
-        self._remember(self._bodies, question, known)
-        return known
-
-    def _look_up(self, question: str) -> Known | None:
-        with self._lock:
-            if (known := self._bodies.get(question)) is not None:
-                return known
-        return self.queue.look_up(question)
-
-    def _remember(self, what: OrderedDict[Any, Any], name: Any, value: Any) -> None:
-        with self._lock:
-            what[name] = value
-            what.move_to_end(name)
-            while len(what) > REMEMBERED:
-                what.popitem(last=False)
 
 
 def learned_from(event: Event) -> bool:
