@@ -16,7 +16,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,17 @@ import numpy as np
 import redis
 
 from expert_oracle import feedback
+from services.labeler import submission
 from services.labeler.draws import Draws
 from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
 from services.labeler.publishing import AHEAD, Filming, Publishing
 from services.labeler.queries import Queries
-from services.labeler.queue import (
-    Event,
-    Known,
-    Lease,
-    Outcome,
-    Queue,
-    Undoing,
-    check_name,
-    event_key,
-)
+from services.labeler.queue import Event, Known, Lease, Outcome, Queue, Undoing, event_key
 from services.labeler.shown import Shown
 from tutelage.errors import ServiceError, TutelageError
-from tutelage.types import Answer, Array, Query
+from tutelage.types import Answer, Query
 
 LOG = logging.getLogger(__name__)
 TICK_S = 0.2
@@ -127,21 +119,7 @@ class Labeling:
         Raises ValueError, naming the field, for what cannot be asked; then none is. Raises ServiceError where
         the disk does not take them.
         """
-        for query in queries:
-            _check(query)
-            _check_names(query, only.get(query.id), never.get(query.id))
-        for field, by_id in {"gold": gold, "only": only, "never": never}.items():
-            if unknown := sorted(set(by_id) - {query.id for query in queries}):
-                raise ValueError(f"{field}: {unknown[0]!r} is none of the queries")
-        if targeted := sorted(set(gold) & {*only, *never}):
-            raise ValueError(f"gold: {targeted[0]!r} is asked of everybody; it takes neither only nor never")
-        at_once = {}
-        for query in queries:
-            kind = feedback.kind(query.kind)
-            if not kind.footage(query):
-                at_once[query.id] = body = kind.body(query, [])
-                if query.id in gold:
-                    _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
+        submission.check(queries, gold, only, never)
         added = set(self.queries.add(queries, gold, only, never))
         self._publishing.add(added)
         self._wake.set()
@@ -376,31 +354,3 @@ def _answer(event: Event) -> Answer:
     """One that was undone cannot tell."""
     body = {**event.body, "cannot_tell": True} if event.type == "undo" else event.body
     return answer_of_body(event.question, event.annotator, body)
-
-
-def _check(query: Query) -> None:
-    if not query.id or len(query.id) > 150 or not query.id.isprintable():
-        raise ValueError(f"query: id {query.id!r} is not of 1 to 150 printable characters")
-    if query.answers_wanted < 1:
-        raise ValueError(f"query {query.id}: answers_wanted={query.answers_wanted} is not 1 or more")
-    if not np.isfinite(query.priority):
-        raise ValueError(f"query {query.id}: priority={query.priority} is not a number")
-
-
-def _check_names(query: Query, only: Sequence[str] | None, never: Sequence[str] | None) -> None:
-    for field, names in (("only", only), ("never", never)):
-        if names is not None and not names:
-            raise ValueError(f"{field}: nobody is named for {query.id!r}")
-        for name in names or ():
-            check_name(f"{field}, {query.id}", name)
-    if only and (left := len(set(only) - set(never or ()))) < query.answers_wanted:
-        raise ValueError(
-            f"only: {query.id!r} wants {query.answers_wanted} answers, of as many annotators; {left} are left"
-        )
-
-
-def _named(what: str, check: Callable[[], Array]) -> None:
-    try:
-        check()
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
