@@ -5,19 +5,25 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from expert_oracle import server
+from expert_oracle.loading import FunctionOracle
 from tutelage import codec
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 from tutelage.proto.tutelage.v1 import oracle_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
 SERVE = [sys.executable, "-m", "services.cli", "oracle", "serve"]
+OBS = np.random.default_rng(0).random((64, 5), np.float32)
+FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
 
 
 @contextmanager
@@ -145,3 +151,51 @@ def request(obs, number=1, **fields):
 
 def stub_of(channel):
     return oracle_pb2_grpc.ExpertOracleStub(channel)
+
+
+def until(condition, timeout_s=10.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "did not come about in time"
+        time.sleep(0.01)
+
+
+class Stream:
+    """A stream that a test writes and reads by hand, under a client's name."""
+
+    def __init__(self, address, client=None):
+        self._channel = grpc.insecure_channel(address)
+        self._requests = []
+        self._more = threading.Condition()
+        self._open = True
+        names = ((codec.CLIENT, client),) if client else ()
+        self.call = stub_of(self._channel).ActStream(self._write(), metadata=names)
+
+    def _write(self):
+        while True:
+            with self._more:
+                self._more.wait_for(lambda: self._requests or not self._open)
+                if not self._requests:
+                    return
+                message = self._requests.pop(0)
+            yield message
+
+    def ask(self, *messages):
+        with self._more:
+            self._requests += messages
+            self._more.notify()
+
+    def hear(self, n):
+        """The next n replies, by their id."""
+        replies = [next(self.call) for _ in range(n)]
+        return {reply.id: reply for reply in replies}
+
+    def break_off(self):
+        self.call.cancel()
+        self._channel.close()
+
+    def end(self):
+        with self._more:
+            self._open = False
+            self._more.notify()
+        return list(self.call)

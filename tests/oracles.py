@@ -1,5 +1,6 @@
 """Small experts for tests of loading and of the service."""
 
+import threading
 import time
 
 import numpy as np
@@ -35,6 +36,23 @@ class Slow:
         self.batches.append(len(obs))
         if (obs < 0).any():
             raise RuntimeError("negative\nnumbers")
+        return obs[:, :2]
+
+
+class Counting:
+    """Notes every row that it labels; can be made to wait."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds = seconds
+        self.rows = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def act(self, obs):
+        self.go.wait(20)
+        if self.seconds:
+            time.sleep(self.seconds)
+        self.rows += [row.tobytes() for row in obs]
         return obs[:, :2]
 
 

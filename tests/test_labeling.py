@@ -16,9 +16,10 @@ import pytest
 import redis
 
 from expert_oracle.feedback import text
-from services.labeler.labeling import KILLED_LIMIT, Labeling
+from services.labeler.labeling import Labeling
 from services.labeler.ledger import Ledger
 from services.labeler.mixing import AFTER
+from services.labeler.publishing import KILLED_LIMIT
 from services.labeler.queries import Queries
 from services.labeler.queue import Queue
 from services.labeler.valkey import Embedded
@@ -275,7 +276,7 @@ def test_what_cannot_be_filmed_for_now_waits_and_is_filmed_later(make, monkeypat
         with pytest.raises(ServiceError, match=str(fault)):
             labeling.run_once()
     assert (labeling.queue.dead(), labeling.waiting(), len(camera.films)) == ({}, 1, 2)
-    monkeypatch.setattr(labeling, "_film_from", 0.0)
+    monkeypatch.setattr(labeling._publishing, "_film_from", 0.0)
     with pytest.raises(ServiceError, match=str(fault)):
         labeling.run_once()
     camera.develop()
@@ -284,7 +285,7 @@ def test_what_cannot_be_filmed_for_now_waits_and_is_filmed_later(make, monkeypat
 
 
 def test_a_question_that_kills_who_films_it_is_a_dead_letter_in_the_end(make, monkeypatch):
-    monkeypatch.setattr("services.labeler.labeling.PAUSE_S", 0.0)
+    monkeypatch.setattr("services.labeler.publishing.PAUSE_S", 0.0)
     camera = Camera()
     labeling = make(clips=camera)
     labeling.submit([pair()])

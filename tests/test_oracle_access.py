@@ -20,14 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from expert_oracle.access import ClientAccess, ServerAccess, TokenFile
 from expert_oracle.certificates import expiry
-from expert_oracle.loading import FunctionOracle
 from expert_oracle.remote import RemoteOracle
-from tests.oracle_services import ROOT, SERVE, request, serving, stub_of
+from tests.oracle_services import FIRST_TWO, OBS, ROOT, SERVE, request, serving, stub_of
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
-OBS = np.random.default_rng(0).random((64, 5), np.float32)
-FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 

@@ -10,15 +10,24 @@ import grpc
 import numpy as np
 import pytest
 
-from expert_oracle.loading import FunctionOracle
 from expert_oracle.metrics import LOG, Histogram, JsonFormatter, TextFormatter, event, fault
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
-from tests.oracle_services import ROOT, SERVE, free_port, process, request, running, scraped, serving, stub_of
+from tests.oracle_services import (
+    FIRST_TWO,
+    OBS,
+    ROOT,
+    SERVE,
+    free_port,
+    process,
+    request,
+    running,
+    scraped,
+    serving,
+    stub_of,
+)
 from tutelage import plugins
 
-OBS = np.random.default_rng(0).random((64, 5), np.float32)
-FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
 Slow = plugins.load(str(ROOT / "tests" / "oracles.py") + ":Slow")
 
 

@@ -22,15 +22,24 @@ from expert_oracle.human import HumanOracle
 from expert_oracle.loading import FunctionOracle, OracleSpec, checked
 from expert_oracle.remote import RemoteOracle
 from expert_oracle.scripted import SCRIPTED
-from tests.oracle_services import ROOT, SERVE, free_port, process, request, running, serving, stub_of
+from tests.oracle_services import (
+    FIRST_TWO,
+    OBS,
+    ROOT,
+    SERVE,
+    free_port,
+    process,
+    request,
+    running,
+    serving,
+    stub_of,
+)
 from tutelage import codec, plugins
 from tutelage.errors import ConfigError, OracleError
 from tutelage.proto.tutelage.v1 import oracle_pb2 as pb
 
 HERE = str(Path(__file__).with_name("oracles.py"))
-OBS = np.random.default_rng(0).random((64, 5), np.float32)
 Slow = plugins.load(f"{HERE}:Slow")
-FIRST_TWO = FunctionOracle(lambda obs: obs[:, :2])
 
 
 def forged(**tensor):

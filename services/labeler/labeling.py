@@ -12,71 +12,36 @@ what is nowhere else: the queue follows the disk, and the ledger follows the que
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import heapq
-import hmac
 import logging
-import random
 import re
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import redis
 
 from expert_oracle import feedback
-from expert_oracle.feedback import Footage
+from services.labeler import submission
+from services.labeler.draws import Draws
 from services.labeler.ledger import Ledger
 from services.labeler.messages import answer_of_body
 from services.labeler.mixing import Mixing
+from services.labeler.publishing import AHEAD, Filming, Publishing
 from services.labeler.queries import Queries
-from services.labeler.queue import (
-    Event,
-    Known,
-    Lease,
-    Outcome,
-    Question,
-    Queue,
-    Undoing,
-    check_name,
-    event_key,
-)
-from tutelage.errors import Killed, NoRoom, ServiceError, TutelageError
-from tutelage.types import Answer, Array, Query
+from services.labeler.queue import Event, Known, Lease, Outcome, Queue, Undoing, event_key
+from services.labeler.shown import Shown
+from tutelage.errors import ServiceError, TutelageError
+from tutelage.types import Answer, Query
 
 LOG = logging.getLogger(__name__)
-AHEAD = 1000
-"""Questions that are filmed before somebody takes them; the others wait on the disk."""
-FILMING = 32  # of them at a time
-PAUSE_S = 5.0  # of filming, where a disk is full or a process was killed
-KILLED_LIMIT = 3
-"""Times that filming a question ends with its process killed before it is not tried again."""
-REMEMBERED = 2048  # bodies of questions, and as many leases
 TICK_S = 0.2
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
-BLOCK = 500  # questions that are handed to the queue at a time
 PLAYED = {"demonstration"}
 """Kinds whose answers this service has played itself, and that nobody is asked again."""
-URGENT = 1e12
-"""The priority of what is asked again."""
-
-
-class Filming(Protocol):
-    """Who makes clips: `services.labeler.clips.Clips`."""
-
-    def film(self, footage: Footage) -> Future[dict[str, Any]]:
-        """A clip's name and size, once it is there; the future's exception says why it cannot be made, and is
-        NoRoom or Killed where it may be later.
-        """
-        ...
-
-    def path(self, name: str) -> Path | None: ...
 
 
 @dataclass(frozen=True)
@@ -114,27 +79,24 @@ class Labeling:
     ) -> None:
         self.queue, self.ledger, self.clips, self.folder = queue, ledger, clips, Path(folder)
         self.queries = Queries(self.folder / "queries")
-        self.overlap, self.ahead = overlap, ahead
         self.fault = ""  # what keeps `run_once` from its work; empty: nothing
-        self._secret = secret
-        self._mixing = Mixing(self._share, repeats=repeats, gold=gold)
-        self._bodies: OrderedDict[str, Known] = OrderedDict()
-        self._began: OrderedDict[tuple[str, str], float] = OrderedDict()  # leases, by question and annotator
-        self._lock = threading.Lock()  # of what is below
-        self._pending: list[tuple[float, int, str]] = []  # a heap: (-priority, place in the file, id)
-        self._unfilmed: list[tuple[float, int, str]] = []  # likewise, of those that need clips
-        self._filming: dict[str, tuple[Query, list[Future[dict[str, Any]]]]] = {}
-        self._film_from = 0.0  # by the monotonic clock: not before
-        self._held_up = ""  # what keeps clips from being made, and may pass
-        self._killed: Counter[str] = Counter()  # by question
-        self._buried: set[str] = set()  # what never could be asked
-        self._filmed_kinds: set[str] = set()
-        self._short = 0  # questions that somebody was to be given since the last filming, and were not there
+        self._draws = Draws(secret)
+        self._shown = Shown(queue, self.queries, clips)
+        self._mixing = Mixing(queue, self._shown, self._draws, repeats=repeats, gold=gold)
+        self._wake = threading.Event()
+        self._publishing = Publishing(
+            queue,
+            self.queries,
+            clips,
+            self._draws,
+            overlap=overlap,
+            ahead=ahead,
+            add_gold=self._mixing.add_gold,
+            wake=self._wake.set,
+        )
         self._working = threading.Lock()
         self._recovered = self._recalled = False
-        self._submitted = 0  # questions that the queue has had, as far as was seen
         self._lost = ""  # what only somebody else can mend
-        self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -157,37 +119,14 @@ class Labeling:
         Raises ValueError, naming the field, for what cannot be asked; then none is. Raises ServiceError where
         the disk does not take them.
         """
-        for query in queries:
-            _check(query)
-            _check_names(query, only.get(query.id), never.get(query.id))
-        for field, by_id in {"gold": gold, "only": only, "never": never}.items():
-            if unknown := sorted(set(by_id) - {query.id for query in queries}):
-                raise ValueError(f"{field}: {unknown[0]!r} is none of the queries")
-        if targeted := sorted(set(gold) & {*only, *never}):
-            raise ValueError(f"gold: {targeted[0]!r} is asked of everybody; it takes neither only nor never")
-        at_once = {}
-        for query in queries:
-            kind = feedback.kind(query.kind)
-            if not kind.footage(query):
-                at_once[query.id] = body = kind.body(query, [])
-                if query.id in gold:
-                    _named(f"gold, {query.id}", lambda k=kind, b=body, q=query.id: k.value(b, gold[q]))
+        submission.check(queries, gold, only, never)
         added = set(self.queries.add(queries, gold, only, never))
-        with self._lock:
-            for id in added:
-                self._push(id)
+        self._publishing.add(added)
         self._wake.set()
         if known := [query.id for query in queries if query.id not in added]:
-            self._ask_again(known)
+            self._publishing.ask_again(known)
             self._wake.set()
         return [query.id for query in queries]
-
-    def _ask_again(self, known: Sequence[str]) -> None:
-        """What was withdrawn, and what never came as far as the queue."""
-        for id, state in self.queue.states(known).items():
-            if state in ("withdrawn", "unasked"):
-                self.queue.requeue(id)
-        self._push_missing(known)
 
     def query(self, id: str) -> Query:
         """With its segments, for machines. Raises KeyError."""
@@ -218,21 +157,11 @@ class Labeling:
         if kind:
             chosen |= {id for id in self.queries if self.queries.place(id).kind == kind}
         chosen = {id for id in chosen if id in self.queries and not self.queries.place(id).gold}
-        with self._lock:
-            for heap in (self._pending, self._unfilmed):
-                heap[:] = [entry for entry in heap if entry[2] not in chosen]
-                heapq.heapify(heap)
-            for id in chosen & set(self._filming):
-                del self._filming[id]
-        ordered = sorted(chosen)
-        return sum(
-            self.queue.withdraw(ordered[start : start + BLOCK]) for start in range(0, len(ordered), BLOCK)
-        )
+        return self._publishing.withdraw(chosen)
 
     def waiting(self) -> int:
         """How many are on the disk and not asked yet."""
-        with self._lock:
-            return len(self._pending) + len(self._unfilmed) + len(self._filming)
+        return self._publishing.waiting()
 
     # For those who answer
 
@@ -241,28 +170,26 @@ class Labeling:
 
         Raises Banned.
         """
-        self._mix_in(annotator, kinds)
+        self._mixing.mix_in(annotator, kinds)
         while True:
             leases = self.queue.lease(annotator, n=n, kinds=kinds)
             assignments = [self._assignment(lease, annotator) for lease in leases]
             if None not in assignments:  # else others take the place of what cannot be shown
                 break
-        if not kinds or self._filmed_kinds & set(kinds):
-            self._short = max(self._short, n - len(leases))
+        self._publishing.fell_short(n - len(leases), kinds)
         return [assignment for assignment in assignments if assignment is not None]
 
     def _assignment(self, lease: Lease, annotator: str) -> Assignment | None:
         """As this annotator is shown it. What its kind cannot show is given back, as broken."""
         try:
             kind = feedback.kind(lease.kind)
-            order = self._order(lease.id, annotator, kind.sides(lease.body), lease.again)
+            order = self._draws.order(lease.id, annotator, kind.sides(lease.body), lease.again)
             view = kind.view(lease.body, order)
         except Exception as error:
             LOG.exception("question %s cannot be shown", lease.id)
             self.queue.give_back(lease.id, annotator, broken=f"{type(error).__name__}: {error}")
             return None
-        self._remember(self._bodies, lease.id, Known(lease.kind, lease.body, lease.again))
-        self._remember(self._began, (lease.id, annotator), lease.began_at)
+        self._shown.remember(lease, annotator)
         query = lease.again or lease.id
         return Assignment(lease.id, lease.kind, view, lease.ends_at, lease.began_at, query)
 
@@ -285,7 +212,7 @@ class Labeling:
         started_at, answered_at, moments: seconds since the epoch; what is before the lease or after now is
         set right. Raises ValueError, naming the field, for a value that is none.
         """
-        known = self._look_up(question)
+        known = self._shown.look_up(question)
         if known is None:
             return "unknown", ""
         if known.kind in PLAYED and not (played or cannot_tell):
@@ -295,21 +222,20 @@ class Labeling:
         if known.body is not None:  # otherwise it is done for long: whatever is said, it does not count
             kind = feedback.kind(known.kind)
             said["value"] = None if cannot_tell else np.asarray(kind.value(known.body, value)).tolist()
-            order = self._order(question, annotator, kind.sides(known.body), known.again)
+            order = self._draws.order(question, annotator, kind.sides(known.body), known.again)
         now = time.time()
         times = {"started_at": started_at, "answered_at": now if answered_at is None else answered_at}
-        began = self._began_at(question, annotator)
+        began = self._shown.began_at(question, annotator)
         said |= {name: min(max(at, began), now) for name, at in {**times, **moments}.items()}
         outcome, event = self.queue.answer(question, annotator, {**said, "side_shown": order, **extra})
         if outcome == "accepted" and self._is_ordinary(question, known):
             self._mixing.answered(annotator, question)
         return outcome, event
 
-    def _began_at(self, question: str, annotator: str) -> float:
-        """The beginning of the lease; 0 where it is over and forgotten."""
-        with self._lock:
-            began = self._began.get((question, annotator))
-        return began if began is not None else self.queue.leased_at(question, annotator) or 0.0
+    def _is_ordinary(self, question: str, known: Known) -> bool:
+        """Neither gold nor a repeat, nor too much to ask for twice."""
+        is_gold = question in self.queries and self.queries.place(question).gold
+        return not (is_gold or known.again or known.kind in PLAYED)
 
     def undo(self, question: str, annotator: str) -> Undoing:
         """As `Queue.undo`."""
@@ -335,7 +261,7 @@ class Labeling:
         if event_key(self.queue.last_event()) < event_key(self.ledger.cursor()):
             events = list(self.ledger)
             known = {event.question for event in events if event.question in self.queries}
-            self.queue.restore(events, {id: self._wanted(self.query(id)) for id in known})
+            self.queue.restore(events, {id: self._publishing.wanted(self.query(id)) for id in known})
         if not self._recalled:
             self._recall()
 
@@ -388,21 +314,18 @@ class Labeling:
             if not self._recovered:
                 self._recover()
             self._look_for_losses()
-            self._look_at_the_dead()
-            self._publish()
+            self._publishing.publish()
             self.ledger.follow(self.queue)
             while self.queue.expire() and not self._stopped.is_set():
                 pass
-            if fault := self._lost or (self._held_up if self.waiting() else ""):
+            if fault := self._lost or self._publishing.held_up():
                 raise ServiceError(fault)
 
     def _look_for_losses(self) -> None:
         """A store of somebody else's may come back empty, or without what was latest, while we serve."""
-        submitted = self.queue.submitted()
-        if submitted < self._submitted:
+        if self._publishing.has_lost():
             LOG.warning("the store has lost questions; they are asked anew, from %s", self.queries.path)
             self._recover()
-        self._submitted = submitted
         latest = self.ledger.cursor()
         if latest == "0" or self.queue.has_event(latest):
             return
@@ -418,240 +341,8 @@ class Labeling:
     def _recover(self) -> None:
         """After a start or a loss: answers come back from the ledger, the rest from the disk."""
         self.restore()
-        ids = list(self.queries)
-        dead = self.queue.dead()
-        for start in range(0, len(ids), BLOCK):
-            self._push_missing(ids[start : start + BLOCK])
-        self._buried = {id for id in dead if id in self.queries}
-        gold = [id for id in ids if self.queries.place(id).gold]
-        for id, state in self.queue.states(gold).items():
-            if state in ("kept", "dead"):  # the others once they are handed over
-                self._mixing.add_gold(id, self.queries.place(id).kind)
+        self._publishing.recover()
         self._recovered = True
-
-    def _push_missing(self, ids: Sequence[str]) -> None:
-        """Those of them that are neither in the queue nor wait already."""
-        if not (missing := self.queue.missing(ids)):
-            return
-        with self._lock:
-            waits = {id for *_, id in (*self._pending, *self._unfilmed)} | set(self._filming)
-            for id in missing:
-                if id not in waits:
-                    self._push(id)
-
-    def _push(self, id: str) -> None:
-        place = self.queries.place(id)
-        heapq.heappush(self._pending, (-place.priority, place.offset, id))
-
-    def _look_at_the_dead(self) -> None:
-        """Film once more what an operator wants asked again."""
-        if not self._buried:
-            return
-        dead = self.queue.dead()
-        risen = [id for id in self._buried if id not in dead]
-        self._buried -= set(risen)
-        self._push_missing(risen)
-
-    def _publish(self) -> None:
-        """Ask what can be asked at once, film what is next, and ask what is filmed."""
-        ready = list[Question]()
-        try:
-            self._ask_at_once(ready)
-            self._film()
-            for query, clips in self._filmed():
-                with self._burying(query.id):
-                    ready.append(self._question(query, clips))
-            self._hand_over(ready)
-        except Exception:  # what was not handed over waits as before
-            with self._lock:
-                for question in ready:
-                    self._push(question.id)
-            raise
-
-    def _ask_at_once(self, ready: list[Question]) -> None:
-        while (entry := self._next(self._pending)) is not None:
-            with self._burying(entry[2]):
-                query = self.queries[entry[2]]
-                if feedback.kind(query.kind).footage(query):
-                    with self._lock:
-                        heapq.heappush(self._unfilmed, entry)
-                else:
-                    ready.append(self._question(query, []))
-            if len(ready) >= BLOCK:
-                self._hand_over(ready)
-        self._hand_over(ready)
-
-    def _next(self, heap: list[tuple[float, int, str]]) -> tuple[float, int, str] | None:
-        with self._lock:
-            return heapq.heappop(heap) if heap else None
-
-    def _film(self) -> None:
-        """So many that there are enough ahead, and that who can take none of those that are has some too."""
-        short, self._short = self._short, 0
-        if not self._unfilmed or time.monotonic() < self._film_from:
-            return
-        depth = self.queue.depth()
-        room = self.ahead - sum(depth.get(kind, 0) for kind in self._filmed_kinds)
-        if short > room and not self.queue.paused():
-            room = short
-        while len(self._filming) < min(FILMING, room) and (entry := self._next(self._unfilmed)):
-            with self._burying(entry[2]):
-                query = self.queries[entry[2]]
-                kind = feedback.kind(query.kind)
-                films = [self.clips.film(footage) for footage in kind.footage(query)]
-                self._filmed_kinds.add(query.kind)
-                with self._lock:
-                    self._filming[query.id] = query, films
-                for film in films:
-                    film.add_done_callback(lambda _: self._wake.set())
-
-    def _filmed(self) -> Iterator[tuple[Query, list[dict[str, Any]]]]:
-        """Those whose clips are there; what cannot be filmed is a dead letter, or waits if that may pass."""
-        with self._lock:
-            over = [id for id, (_, films) in self._filming.items() if all(film.done() for film in films)]
-        for id in over:
-            with self._lock:
-                if id not in self._filming:  # withdrawn
-                    continue
-                query, films = self._filming.pop(id)
-            errors = [error for film in films if (error := film.exception()) is not None]
-            if not errors:
-                self._held_up = ""
-                self._killed.pop(id, None)
-                yield query, [film.result() for film in films]
-                continue
-            why = " ".join(str(errors[0]).split()) or type(errors[0]).__name__
-            self._killed[id] += isinstance(errors[0], Killed)
-            if isinstance(errors[0], NoRoom) or 0 < self._killed[id] < KILLED_LIMIT:
-                self._held_up, self._film_from = why, time.monotonic() + PAUSE_S
-                with self._lock:
-                    self._push(id)
-            else:
-                del self._killed[id]
-                self._bury(id, why)
-
-    def _question(self, query: Query, clips: Sequence[Mapping[str, Any]]) -> Question:
-        """What the queue is given."""
-        body = feedback.kind(query.kind).body(query, clips)
-        known = self.queries.gold(query.id) if self.queries.place(query.id).gold else None
-        wanted, kept = self._wanted(query), known is not None
-        only, never = self.queries.meant_for(query.id)
-        return Question(
-            query.id, query.kind, body, query.priority, wanted, only, never, gold=known, kept=kept
-        )
-
-    @contextlib.contextmanager
-    def _burying(self, id: str) -> Iterator[None]:
-        """Whatever a kind makes of its query, the others go on: this one is a dead letter."""
-        try:
-            yield
-        except ValueError as error:
-            self._bury(id, str(error))
-        except Exception as error:
-            LOG.exception("question %s cannot be asked", id)
-            self._bury(id, f"{type(error).__name__}: {error}")
-
-    def _hand_over(self, ready: list[Question]) -> None:
-        """To the queue, and out of the list."""
-        if not ready:
-            return
-        self.queue.submit(ready)
-        self._submitted = self.queue.submitted()
-        for question in ready:
-            if question.kept:
-                self._mixing.add_gold(question.id, question.kind)
-        ready.clear()
-
-    def _bury(self, id: str, why: str) -> None:
-        try:
-            self.queue.bury(id, why)
-        except redis.RedisError:  # tried again from the beginning
-            with self._lock:
-                self._push(id)
-            raise
-        self._buried.add(id)
-        LOG.warning("question %s cannot be asked: %s", id, why)
-
-    # Who is asked what, and how it is shown
-
-    def _share(self, *what: str) -> float:
-        """A number from 0 to 1 that is always the same for the same words, and that nobody can guess."""
-        return int.from_bytes(self._digest(*what)[:8], "big") / 2**64
-
-    def _digest(self, *what: str) -> bytes:
-        return hmac.new(self._secret, "\n".join(what).encode(), hashlib.sha256).digest()
-
-    def _wanted(self, query: Query) -> int:
-        """How many answers; of gold questions as many as there are annotators."""
-        if query.id in self.queries and self.queries.place(query.id).gold:
-            return 2**31
-        more = query.answers_wanted == 1 and self._share("overlap", query.id) < self.overlap
-        if more and query.id in self.queries and self.queries.meant_for(query.id)[0]:
-            return 1
-        return query.answers_wanted + more
-
-    def _order(self, question: str, annotator: str, sides: int, again: str = "") -> list[int]:
-        """The options in the order in which this annotator is shown them; reversed when asked `again`."""
-        order = list(range(sides))
-        random.Random(self._digest("order", again or question, annotator)).shuffle(order)
-        return order[::-1] if again else order
-
-    def _is_ordinary(self, question: str, known: Known) -> bool:
-        """Neither gold nor a repeat, nor too much to ask for twice."""
-        is_gold = question in self.queries and self.queries.place(question).gold
-        return not (is_gold or known.again or known.kind in PLAYED)
-
-    def _mix_in(self, annotator: str, kinds: Sequence[str]) -> None:
-        """Give the annotator what it is to be asked again, and gold, among the rest."""
-        for first in self._mixing.repeats_due(annotator):
-            known = self._with_body(first)
-            if known is None:  # its clips are on their way
-                continue
-            if known.body is not None:
-                # A name that says nothing, and no other annotator's.
-                id = self._digest("again", first, annotator).hex()[:24]
-                more = Question(id, known.kind, known.body, URGENT, only=[annotator], again=first)
-                self.queue.submit([more])
-            self._mixing.undone(annotator, first)
-        for id in self._mixing.gold_for(annotator, kinds):
-            lent = self.queue.lend(id, annotator)
-            if lent in ("lent", "had"):
-                self._mixing.had(annotator, id)
-            if lent in ("lent", "refused"):
-                break
-
-    def _with_body(self, question: str) -> Known | None:
-        """Of what was asked, however long ago; None: not yet. No body: it cannot be had any more."""
-        known = self._look_up(question)
-        if known is not None and known.body is not None:
-            return known
-        try:
-            query = self.queries[question]
-            kind = feedback.kind(query.kind)
-            films = [self.clips.film(footage) for footage in kind.footage(query)]
-            if not all(film.done() for film in films):
-                return None
-            known = Known(query.kind, kind.body(query, [film.result() for film in films]))
-        except NoRoom:
-            return None
-        except Exception as error:
-            LOG.warning("question %s cannot be asked again: %s", question, error)
-            return Known("", None)
-        self._remember(self._bodies, question, known)
-        return known
-
-    def _look_up(self, question: str) -> Known | None:
-        with self._lock:
-            if (known := self._bodies.get(question)) is not None:
-                return known
-        return self.queue.look_up(question)
-
-    def _remember(self, what: OrderedDict[Any, Any], name: Any, value: Any) -> None:
-        with self._lock:
-            what[name] = value
-            what.move_to_end(name)
-            while len(what) > REMEMBERED:
-                what.popitem(last=False)
 
 
 def learned_from(event: Event) -> bool:
@@ -663,31 +354,3 @@ def _answer(event: Event) -> Answer:
     """One that was undone cannot tell."""
     body = {**event.body, "cannot_tell": True} if event.type == "undo" else event.body
     return answer_of_body(event.question, event.annotator, body)
-
-
-def _check(query: Query) -> None:
-    if not query.id or len(query.id) > 150 or not query.id.isprintable():
-        raise ValueError(f"query: id {query.id!r} is not of 1 to 150 printable characters")
-    if query.answers_wanted < 1:
-        raise ValueError(f"query {query.id}: answers_wanted={query.answers_wanted} is not 1 or more")
-    if not np.isfinite(query.priority):
-        raise ValueError(f"query {query.id}: priority={query.priority} is not a number")
-
-
-def _check_names(query: Query, only: Sequence[str] | None, never: Sequence[str] | None) -> None:
-    for field, names in (("only", only), ("never", never)):
-        if names is not None and not names:
-            raise ValueError(f"{field}: nobody is named for {query.id!r}")
-        for name in names or ():
-            check_name(f"{field}, {query.id}", name)
-    if only and (left := len(set(only) - set(never or ()))) < query.answers_wanted:
-        raise ValueError(
-            f"only: {query.id!r} wants {query.answers_wanted} answers, of as many annotators; {left} are left"
-        )
-
-
-def _named(what: str, check: Callable[[], Array]) -> None:
-    try:
-        check()
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None

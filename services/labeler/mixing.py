@@ -7,13 +7,17 @@ by a function of question and annotator, so that it is the same whatever the ord
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.labeler.queue import Event
+from services.labeler.draws import Draws
+from services.labeler.queue import Event, Question, Queue
+from services.labeler.shown import Shown
 
 AFTER = 20
 """Answers to other questions before one is asked again."""
+URGENT = 1e12
+"""The priority of what is asked again."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,15 @@ class _Annotator:
 
 
 class Mixing:
-    """share: a number from 0 to 1 for some words, always the same."""
+    """Thread-safe.
 
-    def __init__(self, share: Callable[..., float], *, repeats: float, gold: float) -> None:
-        self._share, self._repeats, self._gold_share = share, repeats, gold
+    repeats: share of an annotator's questions that it is asked again later
+    gold: share of questions beside which an annotator is asked one with a known answer
+    """
+
+    def __init__(self, queue: Queue, shown: Shown, draws: Draws, *, repeats: float, gold: float) -> None:
+        self._queue, self._shown, self._draws = queue, shown, draws
+        self._repeats, self._gold_share = repeats, gold
         self._annotators: dict[str, _Annotator] = {}
         self._gold: dict[str, str] = {}  # id -> kind
         self._lock = threading.Lock()
@@ -50,7 +59,7 @@ class Mixing:
         if event.type == "undo":
             self.undone(event.annotator, event.question)
         elif event.gold is not None:
-            self.had(event.annotator, event.question)
+            self._had(event.annotator, event.question)
         elif event.again:
             self.undone(event.annotator, event.again)  # it has been asked
         elif is_ordinary:
@@ -61,9 +70,9 @@ class Mixing:
         with self._lock:
             who = self._of(annotator)
             who.answers += 1
-            if self._share("repeat", question, annotator) < self._repeats:
+            if self._draws.share("repeat", question, annotator) < self._repeats:
                 who.repeats.append(Repeat(question, who.answers + AFTER))
-            if self._share("gold", question, annotator) < self._gold_share:
+            if self._draws.share("gold", question, annotator) < self._gold_share:
                 who.gold_due += 1
 
     def undone(self, annotator: str, question: str) -> None:
@@ -72,13 +81,32 @@ class Mixing:
             who = self._of(annotator)
             who.repeats = [repeat for repeat in who.repeats if repeat.id != question]
 
-    def repeats_due(self, annotator: str) -> list[str]:
+    def mix_in(self, annotator: str, kinds: Sequence[str]) -> None:
+        """Give the annotator what it is to be asked again, and gold, among the rest."""
+        for first in self._repeats_due(annotator):
+            known = self._shown.with_body(first)
+            if known is None:  # its clips are on their way
+                continue
+            if known.body is not None:
+                # A name that says nothing, and no other annotator's.
+                id = self._draws.digest("again", first, annotator).hex()[:24]
+                more = Question(id, known.kind, known.body, URGENT, only=[annotator], again=first)
+                self._queue.submit([more])
+            self.undone(annotator, first)
+        for id in self._gold_for(annotator, kinds):
+            lent = self._queue.lend(id, annotator)
+            if lent in ("lent", "had"):
+                self._had(annotator, id)
+            if lent in ("lent", "refused"):
+                break
+
+    def _repeats_due(self, annotator: str) -> list[str]:
         """The questions whose time to be asked again has come, until they are `undone`."""
         with self._lock:
             who = self._of(annotator)
             return [repeat.id for repeat in who.repeats if repeat.after <= who.answers]
 
-    def gold_for(self, annotator: str, kinds: Sequence[str] = ()) -> list[str]:
+    def _gold_for(self, annotator: str, kinds: Sequence[str]) -> list[str]:
         """Gold questions that it may not have had, in an order of its own; none where none is due."""
         with self._lock:
             who = self._of(annotator)
@@ -87,9 +115,9 @@ class Mixing:
             new = [
                 id for id, kind in self._gold.items() if id not in who.had and (not kinds or kind in kinds)
             ]
-        return sorted(new, key=lambda id: self._share("gold", id, annotator))
+        return sorted(new, key=lambda id: self._draws.share("gold", id, annotator))
 
-    def had(self, annotator: str, gold: str) -> None:
+    def _had(self, annotator: str, gold: str) -> None:
         """The annotator has it, or had it."""
         with self._lock:
             who = self._of(annotator)
