@@ -46,7 +46,12 @@ MUJOCO: dict[str, Any] = {
 PREFERENCES: Mapping[str, Mapping[str, Any]] = {
     "pendulum": PENDULUM,
     "halfcheetah": {"env": "HalfCheetah-v5", **MUJOCO, "log_std_init": -1.0},
-    "hopper": {"env": "Hopper-v5", **MUJOCO, "ppo": {**MUJOCO["ppo"], "ent_coef": 0.01}},
+    "hopper": {
+        "env": "Hopper-v5",
+        **MUJOCO,
+        "env_steps": 500_000,
+        "ppo": {**MUJOCO["ppo"], "ent_coef": 0.01},
+    },
 }
 
 CASES: Mapping[str, Case] = {
