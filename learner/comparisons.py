@@ -42,6 +42,7 @@ class Comparisons:
         self._lines: list[int] = []  # where in the index is what makes a row a question again
         self._sizes = {PREFIXES: 0, PICTURES: 0}
         self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
+        self._replied: set[str] = set()  # questions
         self._first: dict[tuple[str, str], int] = {}  # the same -> `heard` before it said which is better
         self.heard = 0  # answers that ever came, those that took the place of others too
         self._read()
@@ -59,6 +60,11 @@ class Comparisons:
     def answered(self) -> int:
         """Answers, also of those who could not tell."""
         return len(self._answers)
+
+    @property
+    def unanswered(self) -> int:
+        """Questions to which nobody has said anything. Others may have several answers."""
+        return len(self._rows) - len(self._replied)
 
     def ask(self, queries: Sequence[Query]) -> None:
         """Keep the segments of new questions. Raises DatasetError for some unlike those before, or a full
@@ -114,8 +120,7 @@ class Comparisons:
 
     def open(self) -> list[Query]:
         """Questions that nobody has answered, as they were asked."""
-        answered = {query for query, _ in self._answers}
-        return [self._query(id, row) for id, row in self._rows.items() if id not in answered]
+        return [self._query(id, row) for id, row in self._rows.items() if id not in self._replied]
 
     def new_since(self, heard: int) -> Compared | None:
         """The comparisons that came after so many answers, corrections of earlier ones left out; None: there
@@ -322,6 +327,7 @@ class Comparisons:
             self._hear(key, said["weights"])
 
     def _hear(self, key: tuple[str, str], weights: list[float] | None) -> None:
+        self._replied.add(key[0])
         if weights is not None:
             self._first.setdefault(key, self.heard)
         self.heard += 1

@@ -222,7 +222,8 @@ def until_heard(
     """
     learnt, said = side.advance(rollouts, env_steps, wait=True), ""
     while _is_awaited(learnt, most) and not stopped():
-        words = "waiting for {asked:.0f} answers, {comparisons:.0f} there".format(**learnt.figures)
+        asked, unanswered = learnt.figures["asked"], learnt.figures["unanswered"]
+        words = f"waiting for {asked:.0f} answers, {asked - unanswered:.0f} there"
         if words != said:
             say(words)
             said = words
@@ -234,4 +235,4 @@ def until_heard(
 def _is_awaited(learnt: Learnt, most: float) -> bool:
     if not learnt.ready:
         return not learnt.figures["first_unasked"]
-    return learnt.figures["asked"] - learnt.figures["comparisons"] > most
+    return learnt.figures["unanswered"] > most

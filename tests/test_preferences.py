@@ -129,7 +129,8 @@ class Slowly:
 
     def advance(self, rollouts, env_steps, *, wait=False):
         self.answered += 1
-        figures = {"asked": float(self.asked), "comparisons": float(self.answered), "first_unasked": 0.0}
+        unanswered = float(self.asked - self.answered)
+        figures = {"asked": float(self.asked), "unanswered": unanswered, "first_unasked": 0.0}
         return Learnt(self.ready or self.answered >= self.asked, None, figures)
 
 
@@ -144,6 +145,20 @@ def test_who_waits_for_people_says_for_how_many_answers(monkeypatch):
     assert later.answered == 6
     until_heard(later, [], 200, lambda: True, most=0)  # type: ignore[arg-type]
     assert later.answered == 7  # it is to stop
+
+
+def test_a_question_with_two_answers_does_not_stand_for_one_that_waits(tmp_path):
+    """A labeler asks some questions twice: its share `overlap`."""
+    reward = reward_learner(tmp_path)
+    reward.observe(rollouts())
+    *most, last = Teacher(reward=upright).label(reward.ask(0))
+    reward.hear([*most, *(replace(one, annotator="bert") for one in most)])
+    figures = reward.fit()
+    assert (figures["comparisons"], figures["asked"], figures["unanswered"]) == (28, 15, 1)
+    assert not reward.ready
+    reward.hear([last])
+    assert reward.fit()["unanswered"] == 0
+    assert reward.ready
 
 
 def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
