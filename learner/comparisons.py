@@ -76,36 +76,28 @@ class Comparisons:
     def hear(self, answers: Iterable[Answer]) -> int:
         """Keep answers; one that comes again takes the place of the first. Returns how many were new.
 
-        Answers to questions that were not asked here are passed over. Raises TrainingError for one that is no
-        weights of the question's options.
+        Of several by one annotator to a question the last one counts, so a service may say all again. Answers
+        to questions that were not asked here are passed over. Raises TrainingError for one that is no weights
+        of the question's options.
         """
-        new: dict[tuple[str, str], list[float] | None] = {}
-        lines = []
+        last: dict[tuple[str, str], dict[str, Any]] = {}
         for answer in answers:
-            key = (answer.query_id, answer.annotator)
             if answer.query_id not in self._rows:
                 continue
-            weights = None if answer.cannot_tell else self._weights(answer)
-            known = new[key] if key in new else self._answers.get(key, ())
-            if known == weights:
-                continue
-            new[key] = weights
-            lines.append(
-                {
-                    "query": answer.query_id,
-                    "annotator": answer.annotator,
-                    "weights": weights,
-                    "answered_at": answer.answered_at,
-                }
-            )
+            key = answer.query_id, answer.annotator
+            last.pop(key, None)  # so that the newest come last
+            last[key] = {
+                "query": answer.query_id,
+                "annotator": answer.annotator,
+                "weights": None if answer.cannot_tell else self._weights(answer),
+                "answered_at": answer.answered_at,
+            }
         before = len(self._answers)
-        if lines:
-            self._write({}, lines)
-            for line in lines:
-                self._hear((line["query"], line["annotator"]), line["weights"])
-            for key in new:
-                self._answers.pop(key, None)  # so that the newest come last
-            self._answers |= new
+        new = {key: line for key, line in last.items() if self._answers.get(key, ()) != line["weights"]}
+        if new:
+            self._write({}, list(new.values()))
+            for key, line in new.items():
+                self._hear(key, line["weights"])
         return len(self._answers) - before
 
     def _weights(self, answer: Answer) -> list[float]:
@@ -321,12 +313,11 @@ class Comparisons:
                 at, sizes = last["pictures"]
                 self._sizes[PICTURES] = at + sum(sizes)
         else:
-            key = said["query"], said["annotator"]
-            self._answers.pop(key, None)
-            self._answers[key] = said["weights"]
-            self._hear(key, said["weights"])
+            self._hear((said["query"], said["annotator"]), said["weights"])
 
     def _hear(self, key: tuple[str, str], weights: list[float] | None) -> None:
+        self._answers.pop(key, None)  # so that the newest come last
+        self._answers[key] = weights
         self._replied.add(key[0])
         if weights is not None:
             self._first.setdefault(key, self.heard)

@@ -119,6 +119,22 @@ def test_an_answer_that_is_taken_back_or_changed_counts_as_it_was_said_last(tmp_
         np.testing.assert_array_equal(known.compared().weights, [[0, 1]])
 
 
+def test_answers_that_are_all_said_again_are_none_that_are_new(tmp_path):
+    """As a run that goes on hears from a labeler all that was ever said: also what was taken back."""
+    pairs = answered(1)
+    data = Comparisons(tmp_path)
+    add(data, pairs)
+    first = pairs[0][1]
+    said = [first, replace(first, cannot_tell=True), replace(first, value=np.array([0, 1], np.float32))]
+    for answer in said[1:]:
+        data.hear([answer])
+    again, index = Comparisons(tmp_path), (tmp_path / "index.jsonl").read_bytes()
+    assert again.hear(said) == 0
+    assert again.heard == data.heard == 3
+    assert (tmp_path / "index.jsonl").read_bytes() == index
+    np.testing.assert_array_equal(again.compared().weights, [[0, 1]])
+
+
 def test_several_answers_to_one_question_all_count_and_doubt_does_not(tmp_path):
     data = Comparisons(tmp_path)
     add(data, answered(2))
