@@ -69,7 +69,9 @@ class LabelerSpec:
             raise ConfigError(f"feedback.arguments: labeler {self.labeler}: {error}") from None
         except ConfigError as error:
             known = [PEOPLE, "grpc://HOST:PORT", *(f"synthetic:{name}" for name in NAMES)]
-            near = plugins.did_you_mean(self.labeler, known)
+            if self.labeler in known:
+                raise ConfigError(f"feedback.arguments: labeler {self.labeler}: {error}") from None
+            near = "" if scheme in ("synthetic", "grpc") else plugins.did_you_mean(self.labeler, known)
             raise ConfigError(f"feedback.labeler {self.labeler!r}: {error}{near}") from None
         if not isinstance(labeler, Labeler):
             raise ConfigError(f"feedback.labeler {self.labeler}: it has no `label(queries)`")
