@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import tree
@@ -200,7 +201,7 @@ class Comparisons:
             return tuple(file.read(size) for size in sizes)
 
     def _file(self, name: str) -> Path:
-        return self.path / f"{name}.bin"
+        return self.path / f"{quote(name, safe='')}.bin"  # names of observations may have a slash
 
     # Writing
 
@@ -301,7 +302,7 @@ class Comparisons:
         """A line of the index."""
         if "columns" in said:
             self._columns = {name: (np.dtype(d), tuple(s)) for name, (d, s) in said["columns"].items()}
-            self._structure = said["structure"]
+            self._structure = with_tuples(said["structure"])
         if "asked" in said:
             self._rows[said["asked"]] = len(self._rows)
             self._lines.append(self._index_size)
@@ -322,6 +323,13 @@ class Comparisons:
         if weights is not None:
             self._first.setdefault(key, self.heard)
         self.heard += 1
+
+
+def with_tuples(structure: Any) -> Any:
+    """A tree with the tuples that JSON made lists of."""
+    if isinstance(structure, dict):
+        return {name: with_tuples(part) for name, part in structure.items()}
+    return tuple(map(with_tuples, structure)) if isinstance(structure, list) else structure
 
 
 def _asked(query: Query, places: Iterator[tuple[int, int]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import tree
 
 from learner.comparisons import Comparisons
 from learner.reward_model import RewardModel
@@ -201,6 +202,18 @@ def test_dictionaries_of_observations_come_back_as_they_were(tmp_path):
     found = Comparisons(tmp_path).compared()
     np.testing.assert_array_equal(found.obs["b"][0, 1], obs["b"])
     np.testing.assert_array_equal(found.obs["a"][0, 0], obs["a"])
+
+
+def test_trees_of_observations_are_what_they_were_after_a_restart(tmp_path):
+    """Also tuples, of which JSON knows nothing, and names with a slash, as dm_control has them."""
+    rng = np.random.default_rng(0)
+    obs = {"walker/pos": rng.normal(size=(5, 2)), "two": (np.arange(5), rng.normal(size=(5, 1)))}
+    query = Query("q", "comparison", [segment(rng, obs=obs), segment(rng, obs=obs)])
+    Comparisons(tmp_path).ask([query])
+    (found,) = Comparisons(tmp_path).open()
+    for one in found.options:
+        tree.assert_same_structure(one.obs, obs)
+        tree.map_structure(np.testing.assert_array_equal, one.obs, obs)
 
 
 def test_a_reward_model_is_fitted_from_the_disk(tmp_path, monkeypatch):
