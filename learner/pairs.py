@@ -16,7 +16,7 @@ import torch
 import tree
 from scipy.spatial.distance import cdist
 
-from learner.reward_model import RewardModel
+from learner.reward_model import RewardModel, rows_at_once
 from learner.segments import first_states, standardised
 from tutelage.types import Array, Segment, Tree
 
@@ -137,8 +137,13 @@ def probabilities(pairs: Array, segments: Sequence[Segment], model: RewardModel)
 
 @torch.no_grad()
 def returns_of(segments: Sequence[Segment], model: RewardModel) -> torch.Tensor:
-    """Fitted returns [M, N] of segments."""
-    obs = tree.map_structure(lambda *x: torch.from_numpy(np.stack(x)[:, None]), *(s.obs for s in segments))
-    actions = torch.from_numpy(np.stack([s.actions for s in segments])[:, None])
-    ended = torch.from_numpy(np.stack([s.ended for s in segments])[:, None])
-    return model.returns(obs, actions, ended).squeeze(-1)
+    """Fitted returns [M, N] of segments, as many at a time as a network takes."""
+    at_once = max(1, rows_at_once(segments[0].obs, leading=1) // len(segments[0].actions))
+    found = []
+    for start in range(0, len(segments), at_once):
+        some = segments[start : start + at_once]
+        obs = tree.map_structure(lambda *x: torch.from_numpy(np.stack(x)[:, None]), *(s.obs for s in some))
+        actions = torch.from_numpy(np.stack([s.actions for s in some])[:, None])
+        ended = torch.from_numpy(np.stack([s.ended for s in some])[:, None])
+        found.append(model.returns(obs, actions, ended).squeeze(-1))
+    return torch.cat(found, dim=-1)
