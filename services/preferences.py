@@ -214,15 +214,17 @@ def until_heard(
     env_steps: int,
     stopped: Callable[[], bool],
     *,
+    heard: bool = False,
     most: float = math.inf,
     say: Callable[[str], None] = lambda words: None,
 ) -> Learnt:
     """What was learnt once all first questions are answered, some are still to be asked about rollouts to
     come, or the run is `stopped`; later, once at most so many wait for their answer.
 
-    The policy has nothing to learn from before that, and people take their time.
+    The policy has nothing to learn from before that, and people take their time. heard: they were answered
+    before, so the newest reward that is there does.
     """
-    learnt, said = side.advance(rollouts, env_steps, wait=True), ""
+    learnt, said = side.advance(rollouts, env_steps, wait=not heard), ""
     while _is_awaited(learnt, most) and not stopped():
         asked, unanswered = learnt.figures["asked"], learnt.figures["unanswered"]
         words = f"waiting for {asked:.0f} answers, {asked - unanswered:.0f} there"

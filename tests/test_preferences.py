@@ -126,9 +126,11 @@ class Slowly:
 
     def __init__(self, *, ready, asked, answered):
         self.ready, self.asked, self.answered = ready, asked, answered - 1
+        self.waits: list[bool] = []
 
     def advance(self, rollouts, env_steps, *, wait=False):
         self.answered += 1
+        self.waits.append(wait)
         unanswered = float(self.asked - self.answered)
         figures = {"asked": float(self.asked), "unanswered": unanswered, "first_unasked": 0.0}
         return Learnt(self.ready or self.answered >= self.asked, None, figures)
@@ -145,6 +147,16 @@ def test_who_waits_for_people_says_for_how_many_answers(monkeypatch):
     assert later.answered == 6
     until_heard(later, [], 200, lambda: True, most=0)  # type: ignore[arg-type]
     assert later.answered == 7  # it is to stop
+
+
+@pytest.mark.parametrize(("most", "waits"), [(9, [False]), (3, [False, True, True])])
+def test_a_policy_that_has_a_reward_waits_for_no_fit_but_while_too_many_are_unanswered(
+    monkeypatch, most, waits
+):
+    monkeypatch.setattr(preferences, "LOOK_S", 0.0)
+    side = Slowly(ready=True, asked=9, answered=4)
+    until_heard(side, [], 200, lambda: False, heard=True, most=most)  # type: ignore[arg-type]
+    assert side.waits == waits
 
 
 def test_a_question_with_two_answers_does_not_stand_for_one_that_waits(tmp_path):
