@@ -4,7 +4,7 @@ reward = RewardLearner(settings, observation_space, action_space, run / "prefere
 reward.observe(rollouts)
 answers = labeler.label(reward.ask(env_steps))
 reward.hear(answers)
-figures = reward.fit()               # of the new answers, {} where there were none
+figures = reward.fit()               # refitted if answers were new
 """
 
 from __future__ import annotations
@@ -122,7 +122,10 @@ class RewardLearner:
     # Asking
 
     def ask(self, env_steps: int) -> list[Query]:
-        """As many questions as are due at this step, on the disk."""
+        """As many questions as are due at this step, on the disk.
+
+        Raises TrainingError where no episode is as long as a segment, DatasetError for a full disk.
+        """
         n = self._due(env_steps)
         if not n:
             return []
@@ -208,11 +211,15 @@ class RewardLearner:
     # Answers
 
     def hear(self, answers: Iterable[Answer]) -> None:
-        """Keep answers, on the disk."""
+        """Keep answers, on the disk. Raises TrainingError for one that is no weights of its options."""
         self.comparisons.hear(answers)
 
     def fit(self) -> dict[str, float]:
-        """Refit to all comparisons if there are new ones, and enough for a first time."""
+        """Refit to all comparisons if there are new ones, and enough for a first time.
+
+        Returns the newest figures: `comparisons`, `asked`, `unanswered`, `first_unasked`, and `reward_*` once
+        there is a model.
+        """
         said = self.comparisons
         answers, heard = len(said), said.heard
         counts = {

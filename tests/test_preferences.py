@@ -218,17 +218,16 @@ def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
             return []
 
     def made():
-        spec = LabelerSpec("expert_oracle.tasks:upright")
         one = Preferences.__new__(Preferences)
         one.reward, one.labeler, one._began = reward_learner(tmp_path), Nobody(), False
-        return one, spec
+        return one
 
-    one, _ = made()
+    one = made()
     assert not one.advance(rollouts(), 0).ready
     first = Nobody.asked
     assert len(first) == 15
     Nobody.asked = ()
-    again, _ = made()  # killed before anybody answered
+    again = made()  # killed before anybody answered
     again.advance([], 0)
     assert Nobody.asked == first
     again.advance(rollouts(), 10)
