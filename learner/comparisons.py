@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import tree
@@ -42,6 +43,7 @@ class Comparisons:
         self._lines: list[int] = []  # where in the index is what makes a row a question again
         self._sizes = {PREFIXES: 0, PICTURES: 0}
         self._answers: dict[tuple[str, str], list[float] | None] = {}  # (question, annotator) -> weights
+        self._replied: set[str] = set()  # questions
         self._first: dict[tuple[str, str], int] = {}  # the same -> `heard` before it said which is better
         self.heard = 0  # answers that ever came, those that took the place of others too
         self._read()
@@ -60,6 +62,11 @@ class Comparisons:
         """Answers, also of those who could not tell."""
         return len(self._answers)
 
+    @property
+    def unanswered(self) -> int:
+        """Questions to which nobody has said anything. Others may have several answers."""
+        return len(self._rows) - len(self._replied)
+
     def ask(self, queries: Sequence[Query]) -> None:
         """Keep the segments of new questions. Raises DatasetError for some unlike those before, or a full
         disk."""
@@ -70,36 +77,28 @@ class Comparisons:
     def hear(self, answers: Iterable[Answer]) -> int:
         """Keep answers; one that comes again takes the place of the first. Returns how many were new.
 
-        Answers to questions that were not asked here are passed over. Raises TrainingError for one that is no
-        weights of the question's options.
+        Of several by one annotator to a question the last one counts, so a service may say all again. Answers
+        to questions that were not asked here are passed over. Raises TrainingError for one that is no weights
+        of the question's options.
         """
-        new: dict[tuple[str, str], list[float] | None] = {}
-        lines = []
+        last: dict[tuple[str, str], dict[str, Any]] = {}
         for answer in answers:
-            key = (answer.query_id, answer.annotator)
             if answer.query_id not in self._rows:
                 continue
-            weights = None if answer.cannot_tell else self._weights(answer)
-            known = new[key] if key in new else self._answers.get(key, ())
-            if known == weights:
-                continue
-            new[key] = weights
-            lines.append(
-                {
-                    "query": answer.query_id,
-                    "annotator": answer.annotator,
-                    "weights": weights,
-                    "answered_at": answer.answered_at,
-                }
-            )
+            key = answer.query_id, answer.annotator
+            last.pop(key, None)  # so that the newest come last
+            last[key] = {
+                "query": answer.query_id,
+                "annotator": answer.annotator,
+                "weights": None if answer.cannot_tell else self._weights(answer),
+                "answered_at": answer.answered_at,
+            }
         before = len(self._answers)
-        if lines:
-            self._write({}, lines)
-            for line in lines:
-                self._hear((line["query"], line["annotator"]), line["weights"])
-            for key in new:
-                self._answers.pop(key, None)  # so that the newest come last
-            self._answers |= new
+        new = {key: line for key, line in last.items() if self._answers.get(key, ()) != line["weights"]}
+        if new:
+            self._write({}, list(new.values()))
+            for key, line in new.items():
+                self._hear(key, line["weights"])
         return len(self._answers) - before
 
     def _weights(self, answer: Answer) -> list[float]:
@@ -114,8 +113,7 @@ class Comparisons:
 
     def open(self) -> list[Query]:
         """Questions that nobody has answered, as they were asked."""
-        answered = {query for query, _ in self._answers}
-        return [self._query(id, row) for id, row in self._rows.items() if id not in answered]
+        return [self._query(id, row) for id, row in self._rows.items() if id not in self._replied]
 
     def new_since(self, heard: int) -> Compared | None:
         """The comparisons that came after so many answers, corrections of earlier ones left out; None: there
@@ -203,7 +201,7 @@ class Comparisons:
             return tuple(file.read(size) for size in sizes)
 
     def _file(self, name: str) -> Path:
-        return self.path / f"{name}.bin"
+        return self.path / f"{quote(name, safe='')}.bin"  # names of observations may have a slash
 
     # Writing
 
@@ -304,7 +302,7 @@ class Comparisons:
         """A line of the index."""
         if "columns" in said:
             self._columns = {name: (np.dtype(d), tuple(s)) for name, (d, s) in said["columns"].items()}
-            self._structure = said["structure"]
+            self._structure = with_tuples(said["structure"])
         if "asked" in said:
             self._rows[said["asked"]] = len(self._rows)
             self._lines.append(self._index_size)
@@ -316,15 +314,22 @@ class Comparisons:
                 at, sizes = last["pictures"]
                 self._sizes[PICTURES] = at + sum(sizes)
         else:
-            key = said["query"], said["annotator"]
-            self._answers.pop(key, None)
-            self._answers[key] = said["weights"]
-            self._hear(key, said["weights"])
+            self._hear((said["query"], said["annotator"]), said["weights"])
 
     def _hear(self, key: tuple[str, str], weights: list[float] | None) -> None:
+        self._answers.pop(key, None)  # so that the newest come last
+        self._answers[key] = weights
+        self._replied.add(key[0])
         if weights is not None:
             self._first.setdefault(key, self.heard)
         self.heard += 1
+
+
+def with_tuples(structure: Any) -> Any:
+    """A tree with the tuples that JSON made lists of."""
+    if isinstance(structure, dict):
+        return {name: with_tuples(part) for name, part in structure.items()}
+    return tuple(map(with_tuples, structure)) if isinstance(structure, list) else structure
 
 
 def _asked(query: Query, places: Iterator[tuple[int, int]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from learner.methods._base import Columns, Method, Replaying, each
 from learner.nets import PolicyModule
 from learner.recent import Recent
 from learner.reward_learner import make_model, mean_rewards, predicted
-from learner.reward_model import RewardModel, rows_at_once
+from learner.reward_model import Compared, RewardModel, rows_at_once
 from learner.reward_scale import RewardScale
 from tutelage.errors import ConfigError, TrainingError
 from tutelage.policy import MLPPolicy
@@ -261,9 +261,16 @@ class MethodLearner(TorchLearner):
         new = self._norms_are_new()
         if new:
             self._merge_norms(rollouts)
-        compared = Comparisons(Path(self.config.run_directory) / "preferences").compared()  # type: ignore[attr-defined]
+        comparisons = Comparisons(Path(self.config.run_directory) / "preferences")  # type: ignore[attr-defined]
+        answers = self._least(len(comparisons))  # more may come while learners read them
+        if answers:  # all may have been taken back
+            yield from self._chunks_of(comparisons.compared(), answers, seed=seed)
+        if not new:
+            self._merge_norms(rollouts)
+
+    def _chunks_of(self, compared: Compared, answers: int, *, seed: int) -> Iterator[Columns]:
+        """Shuffled passes over this learner's share of so many answers."""
         assert compared.ended is not None
-        answers = self._least(len(compared))  # more may come while learners read them
         share = np.arange(answers // self._world() * self._world())[self._rank() :: self._world()]
         rows = max(1, rows_at_once(compared.obs, leading=3) // int(np.prod(compared.actions.shape[1:3])))
         generator = np.random.default_rng(seed)
@@ -277,8 +284,6 @@ class MethodLearner(TorchLearner):
                     "weights": self.tensor(compared.weights[part]),
                     "ended": self.tensor(compared.ended[questions]),
                 }
-        if not new:
-            self._merge_norms(rollouts)
 
     def _chunks_of_replay(self, rollouts: Sequence[Rollout], *, seed: int) -> Iterator[Columns]:
         """As many rows of all that was collected as the new steps are worth, relabelled by the method: obs,

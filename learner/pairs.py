@@ -16,7 +16,7 @@ import torch
 import tree
 from scipy.spatial.distance import cdist
 
-from learner.reward_model import RewardModel
+from learner.reward_model import RewardModel, rows_at_once
 from learner.segments import first_states, standardised
 from tutelage.types import Array, Segment, Tree
 
@@ -106,10 +106,12 @@ def choose(
 ) -> Array:
     """At most `n` groups [n, options] of segments, by index, the best first; each segment in one of them.
 
-    With more than two options, further ones are drawn at random beside the pair that was chosen. `asked` are
-    the `looks` [Q, 2, D] of the pairs before.
+    With more than two options, further ones are drawn at random beside the pair that was chosen; so that some
+    are left, no more pairs are chosen than there can be groups. `asked` are the `looks` [Q, 2, D] of the
+    pairs before.
     """
-    if len(segments) < options:
+    n = min(n, len(segments) // options)
+    if n == 0:
         return np.zeros((0, options), np.int64)
     order = [rng.permutation(len(segments)) for _ in range(-(-2 * OVERSAMPLING * n // len(segments)))]
     drawn = np.concatenate([one[: len(one) // 2 * 2].reshape(-1, 2) for one in order])
@@ -121,15 +123,9 @@ def choose(
         if len(chosen) < n and free[pair].all():
             free[pair] = False
             chosen.append(pair)
-    if options == 2:
-        return np.array(chosen, np.int64).reshape(-1, 2)
-    others = rng.permutation(np.flatnonzero(free))
-    groups = [
-        [*pair, *rest]
-        for i, pair in enumerate(chosen)
-        if len(rest := others[i * (options - 2) : (i + 1) * (options - 2)]) == options - 2
-    ]
-    return np.array(groups, np.int64).reshape(-1, options)
+    more = options - 2
+    others = rng.permutation(np.flatnonzero(free))[: len(chosen) * more]
+    return np.concatenate([np.array(chosen, np.int64), others.reshape(len(chosen), more)], axis=1)
 
 
 @torch.no_grad()
@@ -141,8 +137,13 @@ def probabilities(pairs: Array, segments: Sequence[Segment], model: RewardModel)
 
 @torch.no_grad()
 def returns_of(segments: Sequence[Segment], model: RewardModel) -> torch.Tensor:
-    """Fitted returns [M, N] of segments."""
-    obs = tree.map_structure(lambda *x: torch.from_numpy(np.stack(x)[:, None]), *(s.obs for s in segments))
-    actions = torch.from_numpy(np.stack([s.actions for s in segments])[:, None])
-    ended = torch.from_numpy(np.stack([s.ended for s in segments])[:, None])
-    return model.returns(obs, actions, ended).squeeze(-1)
+    """Fitted returns [M, N] of segments, as many at a time as a network takes."""
+    at_once = max(1, rows_at_once(segments[0].obs, leading=1) // len(segments[0].actions))
+    found = []
+    for start in range(0, len(segments), at_once):
+        some = segments[start : start + at_once]
+        obs = tree.map_structure(lambda *x: torch.from_numpy(np.stack(x)[:, None]), *(s.obs for s in some))
+        actions = torch.from_numpy(np.stack([s.actions for s in some])[:, None])
+        ended = torch.from_numpy(np.stack([s.ended for s in some])[:, None])
+        found.append(model.returns(obs, actions, ended).squeeze(-1))
+    return torch.cat(found, dim=-1)

@@ -4,7 +4,7 @@ reward = RewardLearner(settings, observation_space, action_space, run / "prefere
 reward.observe(rollouts)
 answers = labeler.label(reward.ask(env_steps))
 reward.hear(answers)
-figures = reward.fit()               # of the new answers, {} where there were none
+figures = reward.fit()               # refitted if answers were new
 """
 
 from __future__ import annotations
@@ -122,7 +122,10 @@ class RewardLearner:
     # Asking
 
     def ask(self, env_steps: int) -> list[Query]:
-        """As many questions as are due at this step, on the disk."""
+        """As many questions as are due at this step, on the disk.
+
+        Raises TrainingError where no episode is as long as a segment, DatasetError for a full disk.
+        """
         n = self._due(env_steps)
         if not n:
             return []
@@ -185,7 +188,7 @@ class RewardLearner:
     def _nobody_could_tell(self) -> bool:
         """All first questions are answered, and there is nothing to learn from."""
         said = self.comparisons
-        return not self.ready and not len(said) and said.answered >= said.asked > 0
+        return not self.ready and not len(said) and said.asked > 0 and not said.unanswered
 
     def _earn(self, env_steps: int) -> None:
         """Let the questions of the steps since the last time be asked.
@@ -208,17 +211,25 @@ class RewardLearner:
     # Answers
 
     def hear(self, answers: Iterable[Answer]) -> None:
-        """Keep answers, on the disk."""
+        """Keep answers, on the disk. Raises TrainingError for one that is no weights of its options."""
         self.comparisons.hear(answers)
 
     def fit(self) -> dict[str, float]:
-        """Refit to all comparisons if there are new ones, and enough for a first time."""
-        answers = len(self.comparisons)
-        answered, asked = self.comparisons.answered, self.comparisons.asked
-        counts = {"comparisons": float(answered), "asked": float(asked)}
-        counts["first_unasked"] = float(max(0, self.first - asked, self._nobody_could_tell()))
-        heard = self.comparisons.heard
-        if heard == self._fitted_to or not answers or (not self.ready and answered < self.first):
+        """Refit to all comparisons if there are new ones, and enough for a first time.
+
+        Returns the newest figures: `comparisons`, `asked`, `unanswered`, `first_unasked`, and `reward_*` once
+        there is a model.
+        """
+        said = self.comparisons
+        answers, heard = len(said), said.heard
+        counts = {
+            "comparisons": float(said.answered),
+            "asked": float(said.asked),
+            "unanswered": float(said.unanswered),
+            "first_unasked": float(max(0, self.first - said.asked, self._nobody_could_tell())),
+        }
+        enough = self.ready or said.asked - said.unanswered >= self.first
+        if heard == self._fitted_to or not answers or not enough:
             self.figures |= counts
             return dict(self.figures)
         if not self.settings.fits:
@@ -226,13 +237,11 @@ class RewardLearner:
             self.figures |= counts
             return dict(self.figures)
         one = self.settings
-        compared = self.comparisons.compared()
+        compared = said.compared()
         if one.reliability:
-            careless = reliabilities(
-                compared, self.comparisons.annotators(), self.model if self.ready else None
-            )
+            careless = reliabilities(compared, said.annotators(), self.model if self.ready else None)
             compared = replace(compared, careless=careless)
-        if self.ready and (new := self.comparisons.new_since(self._fitted_to)):  # before they are learnt from
+        if self.ready and (new := said.new_since(self._fitted_to)):  # before they are learnt from
             accuracy = self.model.test(Fitting(new, one.members, self.seed, held_out=True))[1]
             if np.isfinite(accuracy):
                 counts["reward_accuracy"] = accuracy

@@ -20,9 +20,14 @@ class RewardScale:
         self.carried: dict[int, Array] = {}  # runner -> G [B] at the end of its last rollout
 
     def update(self, rollout: Rollout, gamma: float) -> float:
-        """Take a rollout into account; the standard deviation so far."""
+        """Take a rollout into account; the standard deviation so far.
+
+        What a learnt reward makes of a row that was spent on a reset is none of the next episode's.
+        """
         T, B = rollout.shape
         ends = rollout.terminated | rollout.truncated
+        if rollout.valid is not None:
+            ends = ends | ~rollout.valid
         running = self.carried.get(rollout.provenance.runner)
         if running is None or len(running) != B:
             running = np.zeros(B)

@@ -410,12 +410,12 @@ def execute(run: RunDirectory, sections: Sections, *, quiet: bool) -> dict[str, 
 def unanswered(run: RunDirectory) -> str:
     """A line about people whom a run did not wait for; empty: there is none."""
     newest = (run.metrics() or [{}])[-1]
-    asked, answered = int(newest.get("asked", 0)), int(newest.get("comparisons", 0))
-    if answered >= asked:
+    asked, unanswered = int(newest.get("asked", 0)), int(newest.get("unanswered", 0))
+    if not unanswered:
         return ""
     steps = 2 * int(newest["env_steps"])
     return (
-        f"{asked - answered} of {asked} comparisons are unanswered; `tutelage resume {run.path} "
+        f"{unanswered} of {asked} comparisons are unanswered; `tutelage resume {run.path} "
         f"stop.env_steps={steps}` goes on when they are\n"
     )
 

@@ -69,7 +69,9 @@ class LabelerSpec:
             raise ConfigError(f"feedback.arguments: labeler {self.labeler}: {error}") from None
         except ConfigError as error:
             known = [PEOPLE, "grpc://HOST:PORT", *(f"synthetic:{name}" for name in NAMES)]
-            near = plugins.did_you_mean(self.labeler, known)
+            if self.labeler in known:
+                raise ConfigError(f"feedback.arguments: labeler {self.labeler}: {error}") from None
+            near = "" if scheme in ("synthetic", "grpc") else plugins.did_you_mean(self.labeler, known)
             raise ConfigError(f"feedback.labeler {self.labeler!r}: {error}{near}") from None
         if not isinstance(labeler, Labeler):
             raise ConfigError(f"feedback.labeler {self.labeler}: it has no `label(queries)`")
@@ -212,17 +214,20 @@ def until_heard(
     env_steps: int,
     stopped: Callable[[], bool],
     *,
+    heard: bool = False,
     most: float = math.inf,
     say: Callable[[str], None] = lambda words: None,
 ) -> Learnt:
     """What was learnt once all first questions are answered, some are still to be asked about rollouts to
     come, or the run is `stopped`; later, once at most so many wait for their answer.
 
-    The policy has nothing to learn from before that, and people take their time.
+    The policy has nothing to learn from before that, and people take their time. heard: they were answered
+    before, so the newest reward that is there does.
     """
-    learnt, said = side.advance(rollouts, env_steps, wait=True), ""
+    learnt, said = side.advance(rollouts, env_steps, wait=not heard), ""
     while _is_awaited(learnt, most) and not stopped():
-        words = "waiting for {asked:.0f} answers, {comparisons:.0f} there".format(**learnt.figures)
+        asked, unanswered = learnt.figures["asked"], learnt.figures["unanswered"]
+        words = f"waiting for {asked:.0f} answers, {asked - unanswered:.0f} there"
         if words != said:
             say(words)
             said = words
@@ -234,4 +239,4 @@ def until_heard(
 def _is_awaited(learnt: Learnt, most: float) -> bool:
     if not learnt.ready:
         return not learnt.figures["first_unasked"]
-    return learnt.figures["asked"] - learnt.figures["comparisons"] > most
+    return learnt.figures["unanswered"] > most

@@ -181,15 +181,13 @@ class Trainer(Algorithm):
         """Ask about what was collected and take the newest reward, for the policy's update."""
         if self.preferences is None:
             return {}
-        most, payload = self.config.max_unanswered, payload_of(rollouts)
-        if self._heard and most is None:
-            learnt = self.preferences.advance(payload, self.env_steps)
-        else:
-            learnt = until_heard(
-                *(self.preferences, payload, self.env_steps, self.stopping),
-                most=math.inf if most is None else most,
-                say=self.note,
-            )
+        most = self.config.max_unanswered
+        learnt = until_heard(
+            *(self.preferences, payload_of(rollouts), self.env_steps, self.stopping),
+            heard=self._heard,
+            most=math.inf if most is None else most,
+            say=self.note,
+        )
         self._heard = learnt.ready
         if not learnt.ready:
             return {**learnt.figures, "waiting": 1.0}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import tree
 
 from learner.comparisons import Comparisons
 from learner.reward_model import RewardModel
@@ -119,6 +120,22 @@ def test_an_answer_that_is_taken_back_or_changed_counts_as_it_was_said_last(tmp_
         np.testing.assert_array_equal(known.compared().weights, [[0, 1]])
 
 
+def test_answers_that_are_all_said_again_are_none_that_are_new(tmp_path):
+    """As a run that goes on hears from a labeler all that was ever said: also what was taken back."""
+    pairs = answered(1)
+    data = Comparisons(tmp_path)
+    add(data, pairs)
+    first = pairs[0][1]
+    said = [first, replace(first, cannot_tell=True), replace(first, value=np.array([0, 1], np.float32))]
+    for answer in said[1:]:
+        data.hear([answer])
+    again, index = Comparisons(tmp_path), (tmp_path / "index.jsonl").read_bytes()
+    assert again.hear(said) == 0
+    assert again.heard == data.heard == 3
+    assert (tmp_path / "index.jsonl").read_bytes() == index
+    np.testing.assert_array_equal(again.compared().weights, [[0, 1]])
+
+
 def test_several_answers_to_one_question_all_count_and_doubt_does_not(tmp_path):
     data = Comparisons(tmp_path)
     add(data, answered(2))
@@ -185,6 +202,18 @@ def test_dictionaries_of_observations_come_back_as_they_were(tmp_path):
     found = Comparisons(tmp_path).compared()
     np.testing.assert_array_equal(found.obs["b"][0, 1], obs["b"])
     np.testing.assert_array_equal(found.obs["a"][0, 0], obs["a"])
+
+
+def test_trees_of_observations_are_what_they_were_after_a_restart(tmp_path):
+    """Also tuples, of which JSON knows nothing, and names with a slash, as dm_control has them."""
+    rng = np.random.default_rng(0)
+    obs = {"walker/pos": rng.normal(size=(5, 2)), "two": (np.arange(5), rng.normal(size=(5, 1)))}
+    query = Query("q", "comparison", [segment(rng, obs=obs), segment(rng, obs=obs)])
+    Comparisons(tmp_path).ask([query])
+    (found,) = Comparisons(tmp_path).open()
+    for one in found.options:
+        tree.assert_same_structure(one.obs, obs)
+        tree.map_structure(np.testing.assert_array_equal, one.obs, obs)
 
 
 def test_a_reward_model_is_fitted_from_the_disk(tmp_path, monkeypatch):

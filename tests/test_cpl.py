@@ -9,6 +9,7 @@ from gymnasium.spaces import Box, Discrete
 
 from learner.methods.cpl import CPL
 from learner.nets import PolicyModule
+from tests.test_learner import make_learner, rollouts
 
 OBS = Box(-np.inf, np.inf, (3,), np.float32)
 
@@ -54,6 +55,14 @@ def test_the_loss_by_hand():
     assert loss(method, other)[0] == pytest.approx(
         -np.log(np.exp(b) / (np.exp(b) + np.exp(0.25 * a))) + 0.1 * cloning, rel=1e-5
     )
+
+
+def test_where_all_answers_were_taken_back_nothing_is_learnt(tmp_path):
+    learner = make_learner(tmp_path, "cpl", settings={"ask_until": 100})
+    before = [p.clone() for p in learner.policy.pi.parameters()]
+    figures = learner.update(rollouts(oracle=None), key="0", seed=0, env_steps=256)
+    assert figures == {"minibatches": 0}
+    torch.testing.assert_close(before, [*learner.policy.pi.parameters()])
 
 
 def test_ties_do_not_count_as_right():

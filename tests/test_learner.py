@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -189,6 +190,17 @@ def test_reward_scale_is_the_spread_of_discounted_returns():
         returns.append(running.copy())
         running[rollout.terminated[t] | rollout.truncated[t]] = 0
     assert scale.update(rollout, 0.9) == pytest.approx(np.std(returns), rel=1e-3)
+
+
+def test_rows_spent_on_resets_are_no_part_of_any_discounted_return():
+    (rollout,) = rollouts(200, 8, oracle=None)
+    ends = rollout.terminated | rollout.truncated
+    valid = ~np.concatenate([np.zeros((1, 8), bool), ends[:-1]])
+    stds = [
+        RewardScale().update(replace(rollout, rewards=np.where(valid, 1.0, other), valid=valid), 0.9)
+        for other in (0.0, 50.0)
+    ]
+    assert stds[0] == stds[1]
 
 
 def test_unknown_methods_and_settings_are_named():

@@ -126,10 +126,13 @@ class Slowly:
 
     def __init__(self, *, ready, asked, answered):
         self.ready, self.asked, self.answered = ready, asked, answered - 1
+        self.waits: list[bool] = []
 
     def advance(self, rollouts, env_steps, *, wait=False):
         self.answered += 1
-        figures = {"asked": float(self.asked), "comparisons": float(self.answered), "first_unasked": 0.0}
+        self.waits.append(wait)
+        unanswered = float(self.asked - self.answered)
+        figures = {"asked": float(self.asked), "unanswered": unanswered, "first_unasked": 0.0}
         return Learnt(self.ready or self.answered >= self.asked, None, figures)
 
 
@@ -144,6 +147,30 @@ def test_who_waits_for_people_says_for_how_many_answers(monkeypatch):
     assert later.answered == 6
     until_heard(later, [], 200, lambda: True, most=0)  # type: ignore[arg-type]
     assert later.answered == 7  # it is to stop
+
+
+@pytest.mark.parametrize(("most", "waits"), [(9, [False]), (3, [False, True, True])])
+def test_a_policy_that_has_a_reward_waits_for_no_fit_but_while_too_many_are_unanswered(
+    monkeypatch, most, waits
+):
+    monkeypatch.setattr(preferences, "LOOK_S", 0.0)
+    side = Slowly(ready=True, asked=9, answered=4)
+    until_heard(side, [], 200, lambda: False, heard=True, most=most)  # type: ignore[arg-type]
+    assert side.waits == waits
+
+
+def test_a_question_with_two_answers_does_not_stand_for_one_that_waits(tmp_path):
+    """A labeler asks some questions twice: its share `overlap`."""
+    reward = reward_learner(tmp_path)
+    reward.observe(rollouts())
+    *most, last = Teacher(reward=upright).label(reward.ask(0))
+    reward.hear([*most, *(replace(one, annotator="bert") for one in most)])
+    figures = reward.fit()
+    assert (figures["comparisons"], figures["asked"], figures["unanswered"]) == (28, 15, 1)
+    assert not reward.ready
+    reward.hear([last])
+    assert reward.fit()["unanswered"] == 0
+    assert reward.ready
 
 
 def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
@@ -191,17 +218,16 @@ def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
             return []
 
     def made():
-        spec = LabelerSpec("expert_oracle.tasks:upright")
         one = Preferences.__new__(Preferences)
         one.reward, one.labeler, one._began = reward_learner(tmp_path), Nobody(), False
-        return one, spec
+        return one
 
-    one, _ = made()
+    one = made()
     assert not one.advance(rollouts(), 0).ready
     first = Nobody.asked
     assert len(first) == 15
     Nobody.asked = ()
-    again, _ = made()  # killed before anybody answered
+    again = made()  # killed before anybody answered
     again.advance([], 0)
     assert Nobody.asked == first
     again.advance(rollouts(), 10)
@@ -255,9 +281,17 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["method.segment_length=129"], "segments of 129 steps do not fit into rollouts of 128"),
         (["stop.env_steps=null", "stop.rounds=3"], "method.ask_until: set it, or stop.env_steps"),
         (["feedback.labeler=null"], "method preference needs somebody who compares"),
-        (["feedback.labeler=synthetic:orakle"], "did you mean 'oracle'"),
+        (["feedback.labeler=synthetic:orakle"], r"'orakle'; did you mean 'oracle'\?$"),
         (["feedback.labeler=humna"], "did you mean 'human'"),
         (["feedback.labeler=synthetic:oracle", "feedback.arguments.patience=1"], "feedback.arguments"),
+        (
+            ["feedback.arguments.discount=2"],
+            r"^feedback.arguments: labeler synthetic:oracle: .* discount=2 is not from 0 to 1$",
+        ),
+        (["method.reward_lr=0"], r"method\.reward_lr: expected a number of at least"),
+        (["method.reward_hiddens=[64, 0]"], r"method\.reward_hiddens: a layer of 0 units"),
+        (["method.ask_until=0"], r"method\.ask_until: expected a number of at least 1, got 0"),
+        (["method.pairs=disagreement", "method.members=1"], r"method\.pairs: one member .* method\.members"),
         (["feedback.max_reward_lag=-1"], "feedback.max_reward_lag"),
         (["feedback.drawn_envs=0"], "feedback.drawn_envs: expected a whole number of at least 1, got 0"),
         (["feedback.max_unanswered=-1"], "feedback.max_unanswered"),

@@ -5,13 +5,14 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from actors.collect import Collector
 from actors.forward import random_actor
 from actors.pictures import decoded
 from actors.replay import replay
 from expert_oracle.feedback import footage_of
-from learner.pairs import WAYS, choose, k_centre, looks, probabilities
+from learner.pairs import WAYS, choose, k_centre, looks, probabilities, returns_of
 from learner.reward_model import RewardModel
 from learner.segments import SegmentPool
 from tutelage.types import EnvRecipe, Query, Segment
@@ -133,8 +134,19 @@ def test_pairs_are_of_different_segments_and_as_many_as_can_be(way, options):
     chosen = choose(way, segments, 4, model=model, rng=rng, options=options)
     assert chosen.shape == (4, options)
     assert len(set(chosen.ravel().tolist())) == 4 * options
-    assert len(choose(way, segments, 100, model=model, rng=rng, options=options)) <= 30 // options
+    most = choose(way, segments, 100, model=model, rng=rng, options=options)
+    assert 0.8 * (30 // options) <= len(most) <= 30 // options
+    assert len(set(most.ravel().tolist())) == most.size
     assert len(choose(way, segments[:1], 4, model=model, rng=rng)) == 0
+
+
+def test_returns_are_the_same_of_all_segments_at_once_and_of_a_few(monkeypatch):
+    segments, model = some(30, np.random.default_rng(0)), RewardModel(BOX, BOX)
+    expected, sizes, returns = returns_of(segments, model), [], model.returns
+    monkeypatch.setattr("learner.reward_model.ROWS", 40)
+    monkeypatch.setattr(model, "returns", lambda obs, *more: sizes.append(len(obs)) or returns(obs, *more))
+    torch.testing.assert_close(returns_of(segments, model), expected)
+    assert sizes == [8, 8, 8, 6]
 
 
 def of_one_look(x):

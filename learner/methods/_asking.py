@@ -44,6 +44,8 @@ class Asking(Method):
         for name, known in (("schedule", SCHEDULES), ("pairs", WAYS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"method.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.ask_until is not None and self.ask_until < 1:
+            raise ConfigError(f"method.ask_until: expected a number of at least 1, got {self.ask_until}")
         if self.options > self.candidates:
             raise ConfigError(
                 f"method.options: {self.options} of {self.candidates} segments; set method.candidates to more"
@@ -55,6 +57,7 @@ class Asking(Method):
         return False
 
     def reward_settings(self) -> RewardSettings:
+        """Raises ConfigError while nobody has said by when all questions are to be asked."""
         if self.ask_until is None:
             raise ConfigError("method.ask_until: set it, or stop.env_steps, to spread the questions over")
         return RewardSettings(
@@ -78,7 +81,11 @@ class Asking(Method):
 class LearnsReward(Asking):
     """Asking, and a reward model that is fitted to the answers."""
 
-    ranges: ClassVar = {"members": (1, math.inf), "passes": (1, math.inf), "careless": (0, 0.99)}
+    ranges: ClassVar = {
+        **dict.fromkeys(("members", "passes"), (1, math.inf)),
+        "careless": (0, 0.99),
+        "reward_lr": (1e-9, math.inf),
+    }
 
     terminal: Terminal = "judged"  # an end: judged by those who compare, ignored, or worth zero
     members: int = 3  # of the reward ensemble
@@ -88,6 +95,13 @@ class LearnsReward(Asking):
     passes: int = 10  # of a refit over all comparisons
     reward_lr: float = 1e-3
     reward_hiddens: tuple[int, ...] = (64, 64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pairs == "disagreement" and self.members == 1:
+            raise ConfigError("method.pairs: one member never disagrees; set method.members to more")
+        if (least := min(self.reward_hiddens, default=1)) < 1:
+            raise ConfigError(f"method.reward_hiddens: a layer of {least} units; give each at least 1")
 
     @property
     def past_the_end(self) -> bool:
