@@ -23,6 +23,7 @@ from urllib.parse import quote
 import numpy as np
 import tree
 
+from learner.blocks import with_tuples
 from learner.reward_model import Compared
 from tutelage.errors import DatasetError, TrainingError
 from tutelage.types import Answer, Array, EnvRecipe, Query, Segment, Tree
@@ -323,13 +324,6 @@ class Comparisons:
         if weights is not None:
             self._first.setdefault(key, self.heard)
         self.heard += 1
-
-
-def with_tuples(structure: Any) -> Any:
-    """A tree with the tuples that JSON made lists of."""
-    if isinstance(structure, dict):
-        return {name: with_tuples(part) for name, part in structure.items()}
-    return tuple(map(with_tuples, structure)) if isinstance(structure, list) else structure
 
 
 def _asked(query: Query, places: Iterator[tuple[int, int]]) -> dict[str, Any]:

@@ -452,8 +452,11 @@ class MethodLearner(TorchLearner):
 
 
 def warm_policy(place: str) -> MLPPolicy:
-    """The policy of a run, a file or a shipped expert. Raises ConfigError where it is not an MLP's."""
-    found = load_checkpoint(place)
+    """The policy of a run, a file or a shipped expert. Raises ConfigError where there is none of an MLP."""
+    try:
+        found = load_checkpoint(place)
+    except ConfigError as error:
+        raise ConfigError(f"method.warm_start: {error}") from None
     if not isinstance(found, PolicyFile):
         raise ConfigError(f"method.warm_start: {place} is no plain MLP, {type(found).__name__}")
     return found.policy

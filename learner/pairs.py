@@ -125,7 +125,8 @@ def choose(
             chosen.append(pair)
     more = options - 2
     others = rng.permutation(np.flatnonzero(free))[: len(chosen) * more]
-    return np.concatenate([np.array(chosen, np.int64), others.reshape(len(chosen), more)], axis=1)
+    pairs = np.array(chosen, np.int64).reshape(-1, 2)
+    return np.concatenate([pairs, others.reshape(len(pairs), more)], axis=1)
 
 
 @torch.no_grad()

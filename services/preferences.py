@@ -100,7 +100,8 @@ class Preferences:
     ) -> None:
         self.reward = RewardLearner(settings, *spaces, folder, seed=seed)
         self.labeler = labeler.build((seed, 17, self.reward.comparisons.asked))  # no teacher repeats itself
-        if labeler.asks_people:
+        self._served = labeler.asks_people
+        if self._served:
             _greet(self.labeler)
         self._began = False
 
@@ -119,6 +120,10 @@ class Preferences:
         fits = self.reward.ready and self.reward.settings.fits
         weights = self.reward.model.state_dict() if fits else None
         return Learnt(self.reward.ready, weights, dict(self.reward.figures))
+
+    def trouble(self) -> str:
+        """What keeps a served labeler from asking, a clause to end a line with; empty: nothing."""
+        return trouble(self.labeler) if self._served else ""
 
     def get_state(self) -> dict[str, Any]:
         return self.reward.get_state()
@@ -140,6 +145,14 @@ def _greet(labeler: Any) -> None:
     except ServiceError as error:
         words = str(error).replace("token_file=", "feedback.arguments.token_file=")
         raise type(error)(words) from None
+
+
+def trouble(labeler: Any) -> str:
+    """As `Preferences.trouble`, of a client of the service."""
+    said = labeler.stats()
+    dead = int(said.counts.get("dead", 0))
+    cannot = f"; {dead} cannot be asked, the labeler's operator page says why and asks them again"
+    return cannot * bool(dead) + f"; the labeler: {said.fault}" * bool(said.fault)
 
 
 class Here:
@@ -227,7 +240,7 @@ def until_heard(
     learnt, said = side.advance(rollouts, env_steps, wait=not heard), ""
     while _is_awaited(learnt, most) and not stopped():
         asked, unanswered = learnt.figures["asked"], learnt.figures["unanswered"]
-        words = f"waiting for {asked:.0f} answers, {asked - unanswered:.0f} there"
+        words = f"waiting for {asked:.0f} answers, {asked - unanswered:.0f} there{side.call('trouble')}"
         if words != said:
             say(words)
             said = words

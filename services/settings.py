@@ -17,6 +17,7 @@ from actors.replay import is_reproducible
 from expert_oracle.human import context_of
 from expert_oracle.loading import OracleSpec, checked
 from learner.demonstrations import dataset_in, load_demonstrations
+from learner.learner import warm_policy
 from learner.methods import method_class
 from services.overrides import check_arguments
 from services.preferences import LabelerSpec
@@ -139,6 +140,8 @@ def preflight(sections: Sections) -> TrainerConfig:
     settings_of(TuneSettings, "tune", sections)
     if config.learning_method is not None:
         config.learning_method.reward_settings()
+        if begin_with := getattr(config.learning_method, "warm_start", None):
+            warm_policy(begin_with)
     try:
         config.copy(copy_frozen=False).validate()
     except ValueError as error:  # RLlib's own checks

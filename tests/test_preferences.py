@@ -18,9 +18,10 @@ from learner.pairs import WAYS, choose, looks
 from learner.reward_learner import SCHEDULES, RewardLearner, predicted
 from services import preferences
 from services.overrides import load_config
-from services.preferences import LabelerSpec, Learnt, Preferences, until_heard
+from services.preferences import LabelerSpec, Learnt, Preferences, trouble, until_heard
 from services.settings import build_config, preflight
 from tutelage.errors import ConfigError, TrainingError
+from tutelage.proto.tutelage.v1.labeler_pb2 import StatsReply
 from tutelage.types import EnvRecipe
 
 CARTPOLE = EnvRecipe("CartPole-v1")
@@ -135,13 +136,19 @@ class Slowly:
         figures = {"asked": float(self.asked), "unanswered": unanswered, "first_unasked": 0.0}
         return Learnt(self.ready or self.answered >= self.asked, None, figures)
 
+    def call(self, name):
+        return {"trouble": "; the labeler: its disk is full" * (self.answered == 3)}[name]
+
 
 def test_who_waits_for_people_says_for_how_many_answers(monkeypatch):
     monkeypatch.setattr(preferences, "LOOK_S", 0.0)
     said: list[str] = []
     first = Slowly(ready=False, asked=4, answered=2)
     assert until_heard(first, [], 100, lambda: False, say=said.append).ready  # type: ignore[arg-type]
-    assert said == ["waiting for 4 answers, 2 there", "waiting for 4 answers, 3 there"]
+    assert said == [
+        "waiting for 4 answers, 2 there",
+        "waiting for 4 answers, 3 there; the labeler: its disk is full",
+    ]
     later = Slowly(ready=True, asked=9, answered=4)
     until_heard(later, [], 200, lambda: False, most=3, say=said.append)  # type: ignore[arg-type]
     assert later.answered == 6
@@ -171,6 +178,16 @@ def test_a_question_with_two_answers_does_not_stand_for_one_that_waits(tmp_path)
     reward.hear([last])
     assert reward.fit()["unanswered"] == 0
     assert reward.ready
+
+
+def test_what_keeps_a_labeler_from_asking_is_said():
+    class Served:
+        def __init__(self, **said):
+            self.stats = lambda: StatsReply(**said)
+
+    assert trouble(Served(counts={"open": 3, "dead": 0})) == ""
+    assert trouble(Served(counts={"dead": 2})).startswith("; 2 cannot be asked, the labeler's operator page")
+    assert trouble(Served(fault="no room on the disk")) == "; the labeler: no room on the disk"
 
 
 def test_by_its_own_reward_all_segments_of_cartpole_tie_and_nothing_is_learnt_of_them(tmp_path):
@@ -292,6 +309,7 @@ def test_a_checkpoint_has_the_model_and_how_far_asking_was(tmp_path):
         (["method.reward_hiddens=[64, 0]"], r"method\.reward_hiddens: a layer of 0 units"),
         (["method.ask_until=0"], r"method\.ask_until: expected a number of at least 1, got 0"),
         (["method.pairs=disagreement", "method.members=1"], r"method\.pairs: one member .* method\.members"),
+        (["method.warm_start=nowhere"], "method.warm_start: checkpoint 'nowhere' is no file"),
         (["feedback.max_reward_lag=-1"], "feedback.max_reward_lag"),
         (["feedback.drawn_envs=0"], "feedback.drawn_envs: expected a whole number of at least 1, got 0"),
         (["feedback.max_unanswered=-1"], "feedback.max_unanswered"),

@@ -115,7 +115,7 @@ class Method:
     model: ClassVar[Mapping[str, Any]] = {}  # and of `rl_module.model_config`
     with_people: ClassVar[Mapping[str, Any]] = {}  # defaults of settings where the expert is people
     needs_labeler: ClassVar[bool] = False  # somebody who compares segments
-    begins_without_reward: ClassVar[bool] = False  # learns while the first comparisons are awaited
+    begins_without_reward: ClassVar[bool] = False  # learns before the first questions are asked
     needs_supervisor: ClassVar[bool] = False  # an expert that takes over by itself
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest values of settings
     recent_rows: ClassVar[int] = 0  # newest transitions to keep; minibatches of D then have a "recent" one
