@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers.cases import CASES, NoExpert, measure
+from benchmarks.peers.cases import CASES, NoFigures, measure
 
 
 def main(
@@ -31,8 +31,8 @@ def main(
         for seed in range(seeds if CASES[name].script in ("dagger", "preferences") else 1):
             try:
                 figures.append(measure(name, seed=seed, expert=expert))
-            except NoExpert as error:
-                print(f"{name}: left out, {error}", file=sys.stderr)
+            except NoFigures as error:
+                print(f"{name}, seed {seed}: left out, {error}", file=sys.stderr)
                 continue
             if as_json:
                 print(json.dumps(figures[-1]), flush=True)

@@ -79,8 +79,9 @@ CASES: Mapping[str, Case] = {
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class NoExpert(Exception):
-    """A case needs a published expert and TUTELAGE_EXPERTS does not say where they are."""
+class NoFigures(Exception):
+    """A case has none: it needs a published expert and TUTELAGE_EXPERTS does not say where they are, or the
+    peer ended with an error."""
 
 
 def measure(name: str, *, seed: int = 0, expert: Path | None = None) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def measure(name: str, *, seed: int = 0, expert: Path | None = None) -> dict[str
 
     `expert` is a policy file of ours (.safetensors) or an `expert-mlp` file (.npz, with its .json beside it);
     default: the case's own in the folder that the environment variable TUTELAGE_EXPERTS names. Raises
-    NoExpert where neither is there.
+    NoFigures where neither is there, and where the peer ends with an error.
     """
     case = CASES[name]
     settings = {**case.settings, "seed": seed}
@@ -104,7 +105,7 @@ def measure(name: str, *, seed: int = 0, expert: Path | None = None) -> dict[str
 def _published(name: str) -> Path:
     folder = os.environ.get("TUTELAGE_EXPERTS")
     if folder is None:
-        raise NoExpert(f"needs the expert {name!r}: set TUTELAGE_EXPERTS to the folder of published experts")
+        raise NoFigures(f"needs the expert {name!r}: set TUTELAGE_EXPERTS to the folder of published experts")
     return Path(folder).expanduser() / f"{name}.npz"
 
 
@@ -112,5 +113,7 @@ def _run(script: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object in the last line that a script prints."""
     command = [str(prepare()), str(HERE / "scripts" / f"{script}.py"), json.dumps(settings)]
     environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise NoFigures(f"the peer ended with an error (exit status {done.returncode}, see above)")
     return json.loads(done.stdout.splitlines()[-1])
