@@ -253,7 +253,7 @@ def main(
         typer.Option(help=f"{', '.join(QUESTIONS)}; several times for several. Default: all."),
     ] = None,
     env: Annotated[list[str] | None, typer.Option(help="Only this environment.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each answer.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each answer.")] = 5,
     runs: Annotated[Path, typer.Option(help="Where runs go; those that are there count.")] = Path(
         "runs/preferences"
     ),
@@ -263,6 +263,9 @@ def main(
     for one in question or QUESTIONS:
         if one not in QUESTIONS:
             raise typer.BadParameter(f"no question {one!r}; there are: {', '.join(QUESTIONS)}")
+    known = sorted({name for one in question or QUESTIONS for name in QUESTIONS[one]})
+    if unknown := sorted(set(env or ()) - set(known)):
+        raise typer.BadParameter(f"nothing is asked on {unknown[0]!r}; there are: {', '.join(known)}")
     for one in question or QUESTIONS:
         for name in (name for name in QUESTIONS[one] if not env or name in env):
             lines = measure(one, name, seeds, runs)

@@ -63,7 +63,7 @@ NAMED: Mapping[str, str] = {  # whole words -> who makes them
 
 @contextlib.contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Whatever the expert's own code raises, as OracleError: `what`, and the exception's type and text."""
+    """Whatever code that is not ours raises, as OracleError: `what`, and the exception's type and text."""
     try:
         yield
     except TutelageError:
@@ -105,7 +105,9 @@ def arguments_by_name() -> Iterator[None]:
 
 def _line_of_theirs(error: Exception) -> str:
     """Where it was raised: the last line that is neither ours nor a library's; empty where there is none."""
-    ours = tuple(str(Path(__file__).parents[1] / package) for package in ("expert_oracle", "tutelage"))
+    ours = tuple(
+        str(Path(__file__).parents[1] / package) for package in ("expert_oracle", "services", "tutelage")
+    )
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not (frame.filename.startswith((*ours, "<")) or "site-packages" in frame.filename):
             return f" ({Path(frame.filename).name}, line {frame.lineno})"

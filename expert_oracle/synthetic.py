@@ -16,6 +16,7 @@ teacher's mind as answers go by: what it adds to its returns is a random walk.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +79,9 @@ class Teacher:
         self.reward: Reward | None = plugins.load(reward) if isinstance(reward, str) else reward
         if expert:
             if reward is not None:
-                raise ConfigError("teacher: it judges by `reward` or by `expert`, not by both")
+                raise ConfigError(
+                    "teacher: it judges by `reward` or by `expert`, not by both; reward=null for the expert"
+                )
             self.reward = regret(expert)
         self.name = name
         self._rng = np.random.default_rng(seed)
@@ -115,7 +118,10 @@ class Teacher:
                 raise ConfigError(
                     f"teacher: its reward gives shape {rewards.shape} for {len(segment.ended)} steps"
                 )
-            return np.where(segment.ended, 0.0, rewards)
+            rewards = np.where(segment.ended, 0.0, rewards)
+            if not np.isfinite(rewards).all():
+                raise ConfigError(f"teacher: its reward is {rewards[~np.isfinite(rewards)][0]} for some step")
+            return rewards
         if segment.rewards is None:
             raise NoRewards(f"query {query.id}: a teacher judges by rewards, and a segment has none")
         return np.asarray(segment.rewards, np.float64)
@@ -204,10 +210,13 @@ def _opposite(answer: Answer) -> Answer:
 def synthetic(kind: str = "oracle", **settings: Any) -> Labeler:
     """One of the paper's teachers by name, `drifting` or `adversarial`, with other settings besides.
 
-    Raises ConfigError for a name that is not known, TypeError for such a setting.
+    Raises ConfigError for a name or a setting that is not known.
     """
     if kind not in NAMES:
         raise ConfigError(f"there is no teacher {kind!r}{did_you_mean(kind, NAMES)}")
+    known = list(inspect.signature(Teacher).parameters)
+    if unknown := sorted(set(settings) - set(known)):
+        raise ConfigError(f"teacher: it has no {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     given = {"name": kind, **TEACHERS.get(kind, {}), **settings}
     if kind == "drifting":
         given = {"drift": DRIFT, **given}

@@ -454,7 +454,7 @@ class MethodLearner(TorchLearner):
 def warm_policy(place: str) -> MLPPolicy:
     """The policy of a run, a file or a shipped expert. Raises ConfigError where there is none of an MLP."""
     try:
-        found = load_checkpoint(place)
+        found = load_checkpoint(place.removeprefix("checkpoint:"))
     except ConfigError as error:
         raise ConfigError(f"method.warm_start: {error}") from None
     if not isinstance(found, PolicyFile):

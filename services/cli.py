@@ -139,7 +139,8 @@ def resume(
     """Go on with a run that was interrupted, from its last checkpoint; labels on disk are kept.
 
     Sections `stop`, `run`, `expert`, `feedback` and `evaluation` may change, e.g. `stop.rounds=100`, and
-    `env_runners.num_env_runners`. Also for several seeds, of which there may be more then: `seeds=20`.
+    `env_runners.num_env_runners` and `method.comparisons`. Also for several seeds, of which there may be more
+    then: `seeds=20`.
     """
     from services.commands import resume_command
 
@@ -450,7 +451,7 @@ def labeler_answer(
 
 @reward_app.command("plot")
 def reward_plot(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of `preference`, ended or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that learns a reward, ended or not.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG, PDF or SVG.")] = Path("reward.png"),
     video: Annotated[
         Path | None, typer.Option(help="Also film the episode, the rewards under it, as .mp4 or .webm.")
@@ -466,7 +467,7 @@ def reward_plot(
     foreseen; disagreement that stays calls for more questions. Beside it an **episode of the newest policy**:
     learnt reward that rises where the true one does not is a reward that is being exploited.
 
-    The true reward is the environment's own; nobody who compared or learnt saw it.
+    The true reward is what a scripted teacher judged by, else the environment's own; the learner saw neither.
     """
     _must_be_run(run)
     from services.reward import plot_reward

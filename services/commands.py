@@ -35,11 +35,17 @@ def resume_command(path: Path, overrides: list[str], *, quiet: bool) -> dict[str
         summary = run.read_summary()
         if is_done(summary) and not overrides:
             why = summary["stopped_because"]
-            raise ConfigError(f"{path} has ended by {why}; give it more to do, e.g. stop.rounds=100")
+            raise ConfigError(f"{path} has ended by {why}; give it more to do, e.g. {more_than(why)}")
         sections = changed_for_resume(run.config(), overrides)
         preflight(sections)
         run.write_config(sections)
         return execute(run, sections, quiet=quiet)
+
+
+def more_than(why: str) -> str:
+    """A setting by which a run goes on that has ended by `why`."""
+    name, _, value = why.partition("=")
+    return f"stop.{name}={2 * int(value)}" if value.isdigit() else "stop.rounds=100"
 
 
 def evaluate_command(path: Path, *, episodes: int, seed: int, video: Path | None) -> dict[str, Any]:

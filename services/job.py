@@ -403,20 +403,20 @@ def execute(run: RunDirectory, sections: Sections, *, quiet: bool) -> dict[str, 
         Console().print(report.table(report.rows(report.read_groups([run.path]))))
         print(last_words(run, summary["stopped_because"]))
         if job.config.labeler_spec is not None and job.config.labeler_spec.asks_people:
-            print(unanswered(run), end="")
+            print(unanswered(run, summary["stopped_because"]), end="")
     return summary
 
 
-def unanswered(run: RunDirectory) -> str:
-    """A line about people whom a run did not wait for; empty: there is none."""
+def unanswered(run: RunDirectory, why: str) -> str:
+    """A line about people whom a run, which ended by `why`, did not wait for; empty: there is none."""
     newest = (run.metrics() or [{}])[-1]
     asked, unanswered = int(newest.get("asked", 0)), int(newest.get("unanswered", 0))
     if not unanswered:
         return ""
-    steps = 2 * int(newest["env_steps"])
+    more = "" if why in signal.Signals.__members__ else f" stop.env_steps={2 * int(newest['env_steps'])}"
     return (
-        f"{unanswered} of {asked} comparisons are unanswered; `tutelage resume {run.path} "
-        f"stop.env_steps={steps}` goes on when they are\n"
+        f"{unanswered} of {asked} comparisons are unanswered; `tutelage resume {run.path}{more}` goes on "
+        "when they are\n"
     )
 
 

@@ -22,12 +22,13 @@ import gymnasium as gym
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from expert_oracle.loading import one_line
 from learner.learner import fetched
 from learner.reward_learner import RewardLearner, RewardSettings
 from tutelage import plugins
-from tutelage.errors import ConfigError, ServiceError, TutelageError
+from tutelage.errors import ConfigError, ServiceError, TrainingError, TutelageError
 from tutelage.protocols import Labeler
-from tutelage.types import Rollout
+from tutelage.types import Answer, Rollout
 
 GRPC = "grpc://"
 PEOPLE = "human"
@@ -100,17 +101,26 @@ class Preferences:
     ) -> None:
         self.reward = RewardLearner(settings, *spaces, folder, seed=seed)
         self.labeler = labeler.build((seed, 17, self.reward.comparisons.asked))  # no teacher repeats itself
-        self._served = labeler.asks_people
+        self._word, self._served = labeler.labeler, labeler.asks_people
         if self._served:
             _greet(self.labeler)
         self._began = False
 
     def advance(self, rollouts: Sequence[Rollout | ray.ObjectRef], env_steps: int) -> Learnt:
-        """Cut segments, ask what is due, take what was answered, refit. Waits for nobody."""
+        """Cut segments, ask what is due, take what was answered, refit. Waits for nobody.
+
+        Raises OracleError for what a labeler's own code raises, TrainingError where it does not give answers.
+        """
         queries = [] if self._began else self.reward.comparisons.open()  # asked before a restart
         self.reward.observe(fetched(rollouts))
         queries += self.reward.ask(env_steps)
-        self.reward.hear(self.labeler.label(queries))
+        with one_line(f"feedback.labeler {self._word}"):
+            answers = list(self.labeler.label(queries))
+        if odd := [type(one).__name__ for one in answers if not isinstance(one, Answer)]:
+            raise TrainingError(
+                f"feedback.labeler {self._word}: its label() gave a {odd[0]}, expected tutelage.types.Answer"
+            )
+        self.reward.hear(answers)
         self._began = True
         self.reward.fit()
         return self.learnt()

@@ -197,7 +197,9 @@ def test_the_last_words_say_how_to_go_on(tmp_path):
 
 def test_what_people_had_no_time_for_is_counted_at_the_end(tmp_path):
     with RunDirectory.create(tmp_path / "run", sections()) as run:
-        assert unanswered(run) == ""
+        assert unanswered(run, "env_steps=5000") == ""
         run.log({"asked": 300.0, "comparisons": 115.0, "unanswered": 196.0, "env_steps": 5000}, step=5000)
-        assert unanswered(run).startswith("196 of 300 comparisons are unanswered; `tutelage resume ")
-        assert "stop.env_steps=10000" in unanswered(run)
+        said = unanswered(run, "env_steps=5000")
+        assert said.startswith("196 of 300 comparisons are unanswered; `tutelage resume ")
+        assert "stop.env_steps=10000" in said
+        assert "stop." not in unanswered(run, "SIGINT")

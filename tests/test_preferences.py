@@ -20,7 +20,7 @@ from services import preferences
 from services.overrides import load_config
 from services.preferences import LabelerSpec, Learnt, Preferences, trouble, until_heard
 from services.settings import build_config, preflight
-from tutelage.errors import ConfigError, TrainingError
+from tutelage.errors import ConfigError, TrainingError, TutelageError
 from tutelage.proto.tutelage.v1.labeler_pb2 import StatsReply
 from tutelage.types import EnvRecipe
 
@@ -180,6 +180,30 @@ def test_a_question_with_two_answers_does_not_stand_for_one_that_waits(tmp_path)
     assert reward.ready
 
 
+class Odd:
+    """A labeler that is not one."""
+
+    def __init__(self, says="nonsense"):
+        self.says = says
+
+    def label(self, queries):
+        return [self.says for _ in queries] if self.says else queries[0].nothing
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ("nonsense", "feedback.labeler .*Odd: its label.. gave a str, expected tutelage.types.Answer"),
+        ("", r"feedback.labeler .*Odd: AttributeError: .*nothing.* \(test_preferences.py, line \d+\)"),
+    ],
+)
+def test_what_is_wrong_with_a_labeler_of_ones_own_is_said(tmp_path, says, words):
+    spec = LabelerSpec(f"{__file__}:Odd", {"says": says})
+    asking = Preferences(settings(), spaces(), tmp_path, spec, seed=0)
+    with pytest.raises(TutelageError, match=words):
+        asking.advance(rollouts(), 100)
+
+
 def test_what_keeps_a_labeler_from_asking_is_said():
     class Served:
         def __init__(self, **said):
@@ -226,29 +250,33 @@ def test_what_an_end_is_worth_is_learnt_from_who_saw_it(tmp_path):
     assert (rewards > 0).mean() > 0.95
 
 
-def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
-    class Nobody:
-        asked = ()
+class Nobody:
+    """Is asked, and says nothing."""
 
-        def label(self, queries):
-            Nobody.asked += tuple(query.id for query in queries)
-            return []
+    def __init__(self):
+        self.asked = ()
+
+    def label(self, queries):
+        self.asked += tuple(query.id for query in queries)
+        return []
+
+
+def test_asking_goes_on_after_a_restart_with_the_same_questions(tmp_path):
+    spec = LabelerSpec(f"{__file__}:Nobody")
 
     def made():
-        one = Preferences.__new__(Preferences)
-        one.reward, one.labeler, one._began = reward_learner(tmp_path), Nobody(), False
-        return one
+        one: Any = Preferences(settings(), spaces(), tmp_path, spec, seed=0)
+        return one, one.labeler
 
-    one = made()
+    one, nobody = made()
     assert not one.advance(rollouts(), 0).ready
-    first = Nobody.asked
+    first = nobody.asked
     assert len(first) == 15
-    Nobody.asked = ()
-    again = made()  # killed before anybody answered
+    again, nobody = made()  # killed before anybody answered
     again.advance([], 0)
-    assert Nobody.asked == first
+    assert nobody.asked == first
     again.advance(rollouts(), 10)
-    assert Nobody.asked == first
+    assert nobody.asked == first
 
 
 def test_scripted_teachers_err_at_other_questions_in_each_run_and_after_a_restart(tmp_path):

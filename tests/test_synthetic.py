@@ -135,3 +135,15 @@ def test_segments_without_rewards_and_settings_without_sense_are_refused():
         teacher("oracle", mistake=2)
     with pytest.raises(ConfigError, match=r"teacher: rationality=-1 is not 0 or more"):
         teacher("oracle", rationality=-1)
+
+
+def test_what_a_reward_gives_is_checked():
+    segment = Segment(np.zeros((3, 2)), np.zeros(3), EnvRecipe("X-v0"), 0, np.zeros(0))
+    nan = Teacher(reward=lambda obs, actions: np.full(3, np.nan))
+    with pytest.raises(ConfigError, match="its reward is nan"):
+        nan.label([Query("q", "comparison", [segment] * 2)])
+
+
+def test_settings_of_teachers_have_names():
+    with pytest.raises(ConfigError, match=r"it has no 'rewrad'; did you mean 'reward'\?"):
+        synthetic("oracle", rewrad="a:b")
