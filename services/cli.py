@@ -170,8 +170,8 @@ def plot(
     """Plot learning curves: interquartile means over seeds with bootstrap intervals."""
     from services.report import plot as draw
 
-    draw(runs, output)
-    typer.echo(f"wrote {output}")
+    left_out = draw(runs, output)
+    typer.echo(f"wrote {output}" + f"; runs without a validation, left out: {left_out}" * bool(left_out))
 
 
 @app.command()

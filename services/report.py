@@ -273,25 +273,30 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def plot(runs: Sequence[Path | str], output: Path | str) -> None:
+def plot(runs: Sequence[Path | str], output: Path | str) -> int:
     """Draw learning curves of `runs` (or folders of seeds) into `output`: png, pdf or svg by its name.
 
     A row an environment; the validation return against environment steps and against expert labels, whichever
-    tell something. Raises ConfigError if no run has been validated yet, or the output cannot be written.
+    tell something. Returns how many runs are left out, which were not validated yet. Raises ConfigError if
+    none was, or the output cannot be written.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     output = Path(output)
     check_drawable(output)
-    groups = _validated(read_groups(runs))
-    axes = _informative_axes(
-        [run for settings in groups.values() for own in settings.values() for run in own]
-    )
+    there = read_groups(runs)
+    groups = _validated(there)
+    axes = _informative_axes(_all_of(groups))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.3 * len(axes) + 1.0, 3.1 * len(groups) + 0.5), layout="constrained")
         _draw(figure, groups, axes)
         save(figure, output)
+    return len(_all_of(there)) - len(_all_of(groups))
+
+
+def _all_of(groups: Groups) -> list[Run]:
+    return [run for settings in groups.values() for own in settings.values() for run in own]
 
 
 def check_drawable(output: Path) -> None:

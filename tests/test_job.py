@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from learner.dataset import Dataset
-from services.commands import scale_command
+from services.commands import more_than, scale_command
 from services.job import Job, cpus_wanted, last_words, unanswered
 from services.progress import Progress
 from services.run_directory import RunDirectory
@@ -203,3 +203,9 @@ def test_what_people_had_no_time_for_is_counted_at_the_end(tmp_path):
         assert said.startswith("196 of 300 comparisons are unanswered; `tutelage resume ")
         assert "stop.env_steps=10000" in said
         assert "stop." not in unanswered(run, "SIGINT")
+
+
+def test_a_hint_gives_more_of_what_a_run_has_ended_by():
+    assert more_than("env_steps=8000") == "stop.env_steps=16000"
+    assert more_than("rounds=4") == "stop.rounds=8"
+    assert more_than("all dead") == "stop.rounds=100"

@@ -152,6 +152,12 @@ def test_one_panel_where_labels_are_steps(tmp_path):
     assert "environment steps" not in drawn
 
 
+def test_runs_that_are_left_out_are_counted(tmp_path):
+    new, done = make_run(tmp_path / "new", rounds=1, ended=False), make_run(tmp_path / "done")
+    assert plot([done], tmp_path / "a.png") == 0
+    assert plot([new, done], tmp_path / "a.png") == 1
+
+
 def test_what_cannot_be_plotted_is_named(tmp_path):
     run = make_run(tmp_path / "a", rounds=1, ended=False)
     with pytest.raises(ConfigError, match="validated yet"):
