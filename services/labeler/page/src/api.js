@@ -21,8 +21,10 @@ export class ServiceFault extends Error {
 const AGAIN_MS = 3000;
 let csrf = "";
 let annotator = "";
+let leaving = false; // the page begins anew
 
 export async function call(method, path, body, again = true) {
+  const before = annotator; // what is said is theirs, whoever another call finds signed in meanwhile
   const headers = { "X-Tutelage-CSRF": csrf };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
@@ -35,9 +37,9 @@ export async function call(method, path, body, again = true) {
   if (response.status === 403 && again && `${said.detail}`.startsWith("X-Tutelage-CSRF")) {
     // Another tab has signed in meanwhile: the same person goes on; for somebody else the page begins anew, and
     // what this one had to say waits for them to come back.
-    const before = annotator;
     if ((await whoAmI()).annotator === before) return call(method, path, body, false);
-    location.reload();
+    if (!leaving) location.reload();
+    leaving = true;
     throw new ServiceFault(0, "Somebody else has signed in.");
   }
   if (!response.ok) throw new ServiceFault(response.status, said.detail ?? response.statusText);
