@@ -127,6 +127,7 @@ class Line:
     return_iqm: float
     return_ci95: tuple[float, float]
     returns: tuple[float, ...]  # of the seeds
+    random_return: float
     of_true: float | None  # from random (0) to the same learner on the true reward (1), where that was run
     comparisons: float
     env_steps: float
@@ -154,6 +155,7 @@ def measure(question: str, env: str, seeds: int, runs: Path) -> list[Line]:
             return_iqm=round(mean, 1),
             return_ci95=(round(low, 1), round(high, 1)),
             returns=tuple(round(float(value), 1) for value in returns),
+            random_return=round(chance, 1),
             of_true=None if true is None else round((mean - chance) / (true - chance), 3),
             comparisons=float(np.mean([summary["comparisons"] for summary in summaries])),
             env_steps=float(np.mean([summary["env_steps"] for summary in summaries])),
@@ -170,24 +172,24 @@ class Ratio(Row):
 
 
 def ratios(lines: list[Line]) -> list[Ratio]:
-    """A row for each number of labels. Negative returns are costs: their ratio is inverted."""
+    """A row for each number of labels. Negative returns are costs, of which no share says how good they are:
+    there it is of what was gained over a random policy."""
     true = next((line for line in lines if line.answer == ON_TRUE_REWARD), None)
     rows = []
     for line in lines:
-        if true is None or line.answer not in REACH or line.return_iqm * true.return_iqm <= 0:
+        if true is None or line.answer not in REACH:
             continue
-        costs, reach = true.return_iqm < 0, REACH[line.answer]
+        zero = line.random_return if true.return_iqm < 0 else 0.0
         one = row(
             "preferences",
             f"{line.env}, {line.answer}",
-            ours=line.return_iqm,
+            ours=line.return_iqm - zero,
             against=ON_TRUE_REWARD,
-            reference=true.return_iqm,
-            unit="return",
-            reach=reach,
-            smaller_is_better=costs,
+            reference=true.return_iqm - zero,
+            unit="return over random's" if zero else "return",
+            reach=REACH[line.answer],
         )
-        sides = (true.returns, line.returns) if costs else (line.returns, true.returns)
+        sides = (tuple(value - zero for value in side) for side in (line.returns, true.returns))
         rows.append(Ratio(**asdict(one), ratio_ci95=ratio_ci95(*sides)))
     return rows
 

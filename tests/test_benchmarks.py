@@ -50,10 +50,9 @@ def test_seeds_that_were_interrupted_are_refused(folder):
         trained(folder, COMMAND, 2)
 
 
-def line(answer, *returns):
-    return Line(
-        "preferences", "labels", "Hopper", answer, 5, float(np.mean(returns)), (0, 0), returns, None, 0, 0
-    )
+def line(answer, *returns, random=10.0):
+    mean = float(np.mean(returns))
+    return Line("preferences", "labels", "Hopper", answer, 5, mean, (0, 0), returns, random, None, 0, 0)
 
 
 def test_labels_are_held_against_the_true_reward_by_the_plain_ratio():
@@ -69,11 +68,10 @@ def test_labels_are_held_against_the_true_reward_by_the_plain_ratio():
     assert 0.6 <= few.ratio_ci95[0] < 0.8 < few.ratio_ci95[1] <= 1.0
 
 
-def test_negative_returns_are_costs_and_returns_of_both_signs_have_no_ratio():
-    true = line(ON_TRUE_REWARD, *(-100, -100, -100))
-    (cost,) = ratios([true, line("700 labels", -125, -125, -125)])
+def test_of_negative_returns_what_was_gained_over_a_random_policy_counts():
+    true = line(ON_TRUE_REWARD, *(-100, -100, -100), random=-300.0)
+    (cost,) = ratios([true, line("700 labels", -140, -140, -140, random=-300.0)])
     assert (cost.ratio, cost.reached, cost.ratio_ci95) == (0.8, False, (0.8, 0.8))
-    assert ratios([true, line("700 labels", 5, 5, 5)]) == []
     assert ratios([line("uniform", 5, 5, 5)]) == []
 
 
