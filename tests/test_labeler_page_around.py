@@ -33,7 +33,7 @@ from tests.browser import (
     sideways,
     stored,
 )
-from tests.labelers import Page, served, texts
+from tests.labelers import Page, served, texts, wait_for
 from tutelage.types import EnvRecipe, Query
 
 pytestmark = pytest.mark.skipif(
@@ -220,23 +220,52 @@ def test_a_question_whose_answer_came_too_late_is_asked_again_once_it_is_open(co
     assert meaning(stored(running)[id]) == RIGHT
 
 
+def enter(page, running, name):
+    """Sign in, as in another tab."""
+    page.evaluate(
+        "invite => fetch('/api/session', {method: 'POST', body: JSON.stringify({invite}), "
+        "headers: {'Content-Type': 'application/json'}})",
+        running.access.invite("annotator", name=name),
+    )
+
+
 def test_an_answer_waits_for_who_gave_it_when_somebody_else_signs_in(comes, ask, running):
     (id, _) = ask(texts(2))
     person = comes("nele")
     page = person.page
     assert person.shown() == id
-    invites = [running.access.invite("annotator", name=name) for name in ("otto", "nele")]
-    enter = (
-        "invite => fetch('/api/session', {method: 'POST', body: JSON.stringify({invite}), headers: JSON_})"
-    )
-    enter = enter.replace("JSON_", "{'Content-Type': 'application/json'}")
-    page.evaluate(enter, invites[0])  # as in another tab
+    enter(page, running, "otto")
     page.evaluate("document.documentElement.dataset.before = ''")
     page.keyboard.press(LEFT)
     expect(page.locator("html[data-before]")).to_have_count(0)  # it began anew
     expect(page.locator("header .figure:has-text('answered') b")).to_have_text("0")
     assert id not in stored(running)
-    page.evaluate(enter, invites[1])
+    enter(page, running, "nele")
+    page.reload()
+    person.sent()
+    assert meaning(stored(running)[id]) == LEFT
+    person.forgive("status of 403")
+
+
+def test_an_answer_on_its_way_when_somebody_else_signs_in_waits_too(comes, ask, running):
+    (id, _) = ask(texts(2))
+    person = comes("nina")
+    page, answers, documents = person.page, [], []
+    assert person.shown() == id
+    page.route("**/api/answer", lambda route: answers.append(route), times=1)
+    page.route(page.url, lambda route: documents.append(route))  # it does not go yet when it begins anew
+    enter(page, running, "otto")
+    page.keyboard.press(LEFT)  # the answer is held; the next lease finds that it is otto who is there
+    wait_for(lambda: page.wait_for_timeout(20) or (answers and documents), 20)
+    with page.expect_response("**/api/answer") as refused:
+        answers[0].continue_()
+    assert refused.value.status == 403
+    page.wait_for_timeout(500)  # whatever follows from that
+    (document,) = documents
+    document.continue_()
+    page.unroute(page.url)
+    expect(page.locator("header .figure:has-text('answered') b")).to_have_text("0")
+    enter(page, running, "nina")
     page.reload()
     person.sent()
     assert meaning(stored(running)[id]) == LEFT

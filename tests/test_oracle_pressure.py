@@ -44,7 +44,7 @@ def test_busy_is_told_on_the_stream_and_by_status():
         assert "64 states wait for the expert already" in stream.hear(1)[3].busy
         with pytest.raises(grpc.RpcError) as info:
             stub_of(channel).Act(request(OBS, 4), timeout=5)
-        assert info.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+        assert info.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         expert.go.set()
         assert set(stream.hear(2)) == {1, 2}
         stream.end()
@@ -203,7 +203,7 @@ def test_a_call_that_was_given_up_is_not_put_to_the_expert():
         time.sleep(0.2)
         with pytest.raises(grpc.RpcError) as info:
             stub_of(channel).Act(request(OBS + 1, 2), timeout=0.3)
-        assert info.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        assert info.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         broken = Stream(service.address)
         broken.ask(request(OBS + 2, 3))
         time.sleep(0.2)
