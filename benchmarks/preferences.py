@@ -172,8 +172,8 @@ class Ratio(Row):
 
 
 def ratios(lines: list[Line]) -> list[Ratio]:
-    """A row for each number of labels. Negative returns are costs, of which no share says how good they are:
-    there it is of what was gained over a random policy."""
+    """A row for each number of labels. Where returns are negative, the ratio is of what was gained over a
+    random policy: a share of a cost says little."""
     true = next((line for line in lines if line.answer == ON_TRUE_REWARD), None)
     rows = []
     for line in lines:
